@@ -1,0 +1,67 @@
+"""The command line: one file a verb. ``qcompile MODEL`` builds; the other verbs are named."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+import qcompile
+
+VERBS = {
+    "build": "compile MODEL into a bundle (the default verb)",
+    "verify": "check a bundle: files, test vectors, and against its model",
+    "inspect": "show what a bundle holds: layers, formats, errors, sizes",
+    "bench": "measure latency, load time and peak memory of a bundle",
+    "targets": "list devices, or show the facts about one",
+    "passes": "list passes, or show what one does",
+    "completion": "print the script that completes commands in your shell",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb when it is used, and takes an unknown first word as MODEL of ``build``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(
+            f"qcompile.compiler.cli.{cmd_name}"
+        ).command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        special = {"--help", "-h", "--version"}
+        if args and args[0] not in VERBS and args[0] not in special:
+            args = ["build", *args]
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    subcommand_metavar="MODEL | VERB [OPTIONS]",
+)
+@click.version_option(qcompile.__version__, prog_name="qcompile")
+def cli() -> None:
+    """Compile a PyTorch model into a small, fast artifact for one device, proven against PyTorch.
+
+    \b
+    qcompile model.py --target raspberry-pi-5       build model.qc
+    qcompile model.py --target host --dry-run       print the plan only
+    qcompile verify model.qc --against model.py     check a bundle
+    """
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; the exit code is 0, 1 (a gate failed) or 2 (something is wrong)."""
+    return cli(args=arguments, prog_name="qcompile")

@@ -1,0 +1,84 @@
+"""``qcompile MODEL --target NAME``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qcompile.compiler.cli.common import (
+    Size,
+    debug_option,
+    json_option,
+    print_json,
+    progress_display,
+    reports_errors,
+)
+
+
+def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
+    from qcompile.targets.device import device_names
+
+    return [name for name in device_names() if name.startswith(incomplete)]
+
+
+@click.command("build")
+@click.argument("model")
+@click.option("-t", "--target", "--device", required=True, shell_complete=_complete_target,
+              help="Device, `host`, a device file, or a format; `qcompile targets` lists them.")  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The bundle; default NAME.qc."
+)
+@click.option("-p", "--precision", help="int8, fp16, fp32 or w8a16; default: the device's.")
+@click.option("--format", "format_", help="Artifact format; default: the device's.")
+@click.option("--calibrate", metavar="DATA", help="Calibration data: .npz, .npy, .safetensors, a folder "
+              "of .npy, or `random`; default: the model file's calibration().")  # fmt: skip
+@click.option("--num-samples", type=int, help="Calibration samples to use; default: all.")
+@click.option("--seed", type=int, default=0, show_default=True, help="For choosing samples.")
+@click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]),
+              default="per-channel", show_default=True, help="What shares a weight scale.")  # fmt: skip
+@click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
+              show_default=True, help="How weights are rounded.")  # fmt: skip
+@click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
+@click.option("--evaluate/--no-evaluate", default=True, help="Run the model file's evaluate().")
+@click.option("--max-host-ram", type=Size(), default="1GiB", show_default=True,
+              help="Activations in memory; the rest waits on disk.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan; calibrate and write nothing.")
+@click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR",
+              help="Write the graph after each pass.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@json_option
+@debug_option
+@reports_errors
+def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json: bool,
+            **given: Any) -> None:  # fmt: skip
+    """Compile MODEL into a bundle: a model file, package.module:factory, or a .pt2 program."""
+    from qcompile.compiler.cli import show
+    from qcompile.compiler.driver import BuildOptions, build
+    from qcompile.compiler.driver import dry_run as plan
+    from qcompile.compiler.driver.target import resolve
+    from qcompile.compiler.driver.write import check_destination
+    from qcompile.compiler.frontend.load import load
+
+    given["keep_float"] = frozenset(given.pop("ignore"))
+    given["format"] = given.pop("format_")
+    options = BuildOptions(**given)
+    resolve(options.target, format=options.format, precision=options.precision)
+    if output is not None and not dry_run:
+        check_destination(output, force=force)
+    with progress_display(quiet=as_json) as progress:
+        source = load(model)
+        if dry_run:
+            found = plan(source, options)
+        else:
+            folder = output or Path(f"{source.name}.qc")
+            bundle = build(source, folder, options, force=force, progress=progress)
+    if dry_run:
+        print_json(found.as_json()) if as_json else show.plan(found)
+    elif as_json:
+        print_json(show.bundle_data(bundle))
+    else:
+        show.bundle(bundle)

@@ -1,0 +1,119 @@
+"""What the verbs share: errors as exit codes, ``--json``, sizes, the progress display."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from qcompile.runtime.errors import QCompileError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+class Size(click.ParamType):
+    """Bytes: ``4GiB``, ``500MB``, ``1024``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([0-9.]+)\s*([kmg]?i?)b?", str(value).lower())
+        if not match or match[2] not in _UNITS:
+            self.fail(f"{value!r} is no size, such as 4GiB, 500MB or 1024", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print data for machines.")
+debug_option = click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+
+
+def reports_errors(function: Function) -> Function:
+    """Turn errors into one sentence on stderr and an exit code; with ``--json``, into data."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, debug: bool = False, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except QCompileError as error:
+            if debug:
+                raise
+            sys.exit(_report(error, options.get("as_json", False)))
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing was changed", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as error:
+            if debug:
+                raise
+            click.echo(
+                f"error: qcompile failed ({type(error).__name__}: {error}); this is a defect: run it "
+                "again with --debug and report what it prints",
+                err=True,
+            )
+            sys.exit(2)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def print_json(data: Any) -> None:
+    """Print data with sorted keys."""
+    click.echo(json.dumps(data, indent=1, sort_keys=True, allow_nan=False))
+
+
+def console() -> Console:
+    """Return where tables go; wide when nobody looks, so that no word is cut in a log."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+@contextmanager
+def progress_display(*, quiet: bool) -> Iterator[Any]:
+    """Give a ``Progress`` that draws on stderr: a bar at a terminal, nothing elsewhere."""
+    from qcompile.compiler.driver.progress import Progress
+
+    err = Console(stderr=True)
+    if quiet or not err.is_terminal:
+        yield Progress()
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=err, transient=True) as bars:
+        task = bars.add_task("load", total=None)
+
+        def stage(name: str) -> None:
+            bars.reset(task, description=name, total=None)
+
+        yield Progress(stage, lambda share: bars.update(task, total=1.0, completed=share))
+
+
+def _report(error: QCompileError, as_json: bool) -> int:
+    from qcompile.compiler.ir.errors import GateError
+
+    code = 1 if isinstance(error, GateError) else 2
+    if as_json:
+        data: dict[str, Any] = {"error": str(error), "exit_code": code}
+        if isinstance(error, GateError) and error.bundle is not None:
+            data["bundle"] = str(error.bundle.path)  # type: ignore[attr-defined]
+            data["gates"] = list(error.bundle.manifest.gates)  # type: ignore[attr-defined]
+        print_json(data)
+    else:
+        click.echo(f"error: {error}", err=True)
+    return code

@@ -1,0 +1,72 @@
+"""Plans and bundles as tables for people and as data for machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from qcompile.compiler.cli.common import console
+from qcompile.compiler.driver import Bundle, DryRun
+
+
+def bundle(found: Bundle) -> None:
+    """Print what was built."""
+    out = console()
+    out.print(f"[bold]{found.path}[/bold]", soft_wrap=True)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for label, text in found.summary():
+        table.add_row(label, text)
+    if found.seconds:
+        total = sum(found.seconds.values())
+        parts = ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items())
+        table.add_row("seconds", f"{total:.1f} ({parts})")
+    out.print(table)
+
+
+def bundle_data(found: Bundle) -> dict[str, Any]:
+    """Return a bundle as data."""
+    import json
+
+    return {
+        "bundle": str(found.path),
+        "manifest": json.loads(found.manifest.to_json()),
+        "passed": found.passed,
+        "seconds": dict(found.seconds),
+    }
+
+
+def plan(found: DryRun) -> None:
+    """Print a dry run."""
+    out = console()
+    out.print(f"[bold]{found.target}[/bold]: {found.format}, {found.precision}; "
+              f"weights {found.weight}; activations {found.activation}")  # fmt: skip
+    table = Table("layer", "op", "computes in", "weight bytes", box=None, pad_edge=False)
+    for node in found.nodes:
+        size = f"{node.bytes:,}" if node.bytes else ""
+        table.add_row(node.name, node.op, node.runs, size)
+    out.print(table)
+    out.print(f"artifact: about {found.artifact_bytes:,} bytes")
+    out.print(f"peak memory: about {found.peak_ram_bytes:,} bytes of weights and activations, "
+              "besides the engine")  # fmt: skip
+    slow = found.slow()
+    out.print("all of it runs fast there" if not slow else "not fast there:")
+    for line in slow:
+        out.print(f"  {line}")
+
+
+def layers(found: Bundle, limit: int | None) -> None:
+    """Print the layer table, worst first."""
+    rows = found.manifest.layers[:limit]
+    columns = ("layer", "op", "weight", "bytes", "rounding", "weight dB", "output dB", "note")
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(
+            row["name"], row["op"], row["weight"], f"{row['bytes']:,}", row["rounding"],
+            _decibels(row["weight_sqnr_db"]), _decibels(row["output_sqnr_db"]), row["note"],
+        )  # fmt: skip
+    console().print(table)
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,70 @@
+"""``qcompile targets [NAME]``."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+from rich.table import Table
+
+from qcompile.compiler.cli.common import (
+    console,
+    debug_option,
+    json_option,
+    print_json,
+    reports_errors,
+)
+
+
+@click.command("targets")
+@click.argument("name", required=False)
+@json_option
+@debug_option
+@reports_errors
+def command(name: str | None, as_json: bool) -> None:
+    """List devices, or show one: facts, what runs fast there and why, and the sources."""
+    from qcompile.targets.base import emitter_names
+    from qcompile.targets.device import device_names, load_device
+
+    if name is not None:
+        _show(load_device(name), as_json)
+        return
+    devices = [load_device(n) for n in device_names()]
+    if as_json:
+        print_json([dataclasses.asdict(d) for d in devices])
+        return
+    table = Table("target", "description", "format", "default", "fast", box=None, pad_edge=False)
+    for device in devices:
+        fast = ", ".join(p for p, fact in device.precisions.items() if fact.fast)
+        table.add_row(device.name, device.description, device.format, device.precision, fast)
+    console().print(table)
+    click.echo(f"formats, for this machine: {', '.join(emitter_names())}")
+
+
+def _show(device: object, as_json: bool) -> None:
+    data = dataclasses.asdict(device)  # type: ignore[call-overload]
+    if as_json:
+        print_json(data)
+        return
+    out = console()
+    out.print(f"[bold]{data['name']}[/bold]: {data['description']}")
+    facts = (
+        "format",
+        "arch",
+        "isa",
+        "cores",
+        "memory_mib",
+        "memory_bandwidth_gbs",
+        "os",
+        "os_minimum",
+    )
+    for key in facts:
+        if data[key] is not None:
+            value = " ".join(data[key]) if key == "isa" else data[key]
+            out.print(f"  {key.replace('_', ' '):<20} {value}", markup=False)
+    for precision, fact in data["precisions"].items():
+        default = ", the default" if precision == data["precision"] else ""
+        speed = "runs fast" if fact["fast"] else "merely runs"
+        out.print(f"  {precision:<20} {speed}{default}: {fact['why']}", markup=False)
+    for key, url in data["sources"].items():
+        out.print(f"  source of {key:<10} {url}", markup=False)

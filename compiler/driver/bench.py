@@ -1,0 +1,87 @@
+"""``qcompile bench``: a bundle in a fresh process that holds nothing but the runtime."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompile.runtime import manifest as manifests
+from qcompile.runtime.errors import BundleError
+
+_PROGRAM = """
+import json, resource, sys, time
+from pathlib import Path
+import numpy
+def peak():
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / (2**20 if sys.platform == "darwin" else 2**10)
+from qcompile.runtime import latency
+from qcompile.runtime.session import Session
+import onnxruntime
+before, start = peak(), time.perf_counter()
+session = Session(Path(sys.argv[1]), threads=int(sys.argv[2]), check_files=False)
+seconds = time.perf_counter() - start
+found = latency.measure(session, runs=int(sys.argv[3]))
+version = getattr(session._engine, "version", "")
+print(json.dumps({**vars(found), "load_seconds": seconds, "base_rss_mib": before,
+                  "peak_rss_mib": peak(), "version": version}))
+"""
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured.
+
+    Args:
+        p50: Median microseconds of a call.
+        p90: 90th percentile.
+        p99: 99th percentile.
+        mean: Mean.
+        runs: Timed calls.
+        load_seconds: From the path to a session that is ready.
+        base_rss_mib: Memory of Python, numpy and the engine before the bundle is loaded.
+        peak_rss_mib: Peak of the whole process.
+        engine: Name and version.
+        cpu: Of this machine.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    runs: int
+    load_seconds: float
+    base_rss_mib: float
+    peak_rss_mib: float
+    engine: str
+    cpu: str
+
+
+def bench(folder: Path, *, threads: int = 1, runs: int = 500) -> BenchResult:
+    """Measure a bundle.
+
+    Raises:
+        BundleError: It is incomplete, was changed, or does not run.
+    """
+    engine = str(manifests.read(folder).engine["name"])
+    command = [sys.executable, "-c", _PROGRAM, str(folder), str(threads), str(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BundleError(f"{folder} does not run: {done.stderr.strip().splitlines()[-1]}")
+    found = json.loads(done.stdout)
+    version = found.pop("version")
+    return BenchResult(**found, engine=f"{engine} {version}", cpu=cpu_name())
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,256 @@
+"""The build, as a recipe: load, passes, emit, verify, bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qcompile.compiler.driver import describe, parity, quality, write
+from qcompile.compiler.driver.bundle import Bundle
+from qcompile.compiler.driver.progress import Progress
+from qcompile.compiler.driver.target import Target, resolve
+from qcompile.compiler.frontend.calibration import RANDOM, load_samples
+from qcompile.compiler.frontend.load import Source
+from qcompile.compiler.ir.errors import CalibrationError, GateError
+from qcompile.compiler.ir.graph import Graph
+from qcompile.passes import base
+from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.pipelines import float_pipeline
+from qcompile.passes.quantization.records import QuantizationLog
+from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.session import Session
+from qcompile.runtime.vectors import save_arrays
+from qcompile.targets.base import Emitted, Recipe
+
+VECTORS = 16
+"""Samples in ``vectors/``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What the user may say about a build.
+
+    Args:
+        target: Device, device file, ``host`` or format.
+        format: Emitter, if not the device's own.
+        precision: If not the device's own.
+        granularity: Of weights, ``per-channel`` or ``per-tensor``.
+        rounding: ``nearest``, ``gptq`` or ``adaround``.
+        calibrate: Path of calibration data, ``random``, or ``None`` for the model file's own.
+        num_samples: Of the calibration data; all by default.
+        seed: For choosing samples and for random data.
+        keep_float: Weights whose layers stay float.
+        min_sqnr: Gate: decibels of the artifact's outputs against PyTorch.
+        max_drop: Gate: how much the first metric of ``evaluate`` may fall.
+        evaluate: Whether to run the model file's ``evaluate`` before and after.
+        max_host_ram: Bytes of activations in memory during calibration; the rest waits on disk.
+        dump_ir: Folder for the IR text after each pass.
+    """
+
+    target: str
+    format: str | None = None
+    precision: str | None = None
+    granularity: str = "per-channel"
+    rounding: str = "gptq"
+    calibrate: str | Path | Mapping[str, Any] | None = None
+    num_samples: int | None = None
+    seed: int = 0
+    keep_float: frozenset[str] = frozenset()
+    min_sqnr: float | None = None
+    max_drop: float | None = None
+    evaluate: bool = True
+    max_host_ram: int = 1 << 30
+    dump_ir: Path | None = None
+
+
+@dataclass
+class Build:
+    """A build under way: what each stage leaves for the next.
+
+    Args:
+        source: The model.
+        options: The user's.
+        target: What they mean.
+        progress: Told what happens.
+    """
+
+    source: Source
+    options: BuildOptions
+    target: Target
+    progress: Progress
+    samples: Samples | None = None
+    graph: Graph | None = None
+    quantized: Graph | None = None
+    log: QuantizationLog = field(default_factory=QuantizationLog)
+    records: list[base.PassRecord] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage and tell of it."""
+        self.progress.stage(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def build(
+    source: Source,
+    folder: Path,
+    options: BuildOptions,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Compile a model into a bundle.
+
+    Args:
+        source: The model.
+        folder: The bundle, ``NAME.qc``; it appears at once, whole.
+        options: The user's.
+        force: Replace a bundle that is there.
+        progress: Told what happens.
+
+    Raises:
+        GateError: A gate failed; the bundle is kept beside as ``NAME.qc.rejected``.
+        QCompileError: The input, the options or the environment are wrong; nothing was written.
+    """
+    target = resolve(
+        options.target,
+        format=options.format,
+        precision=options.precision,
+        granularity=options.granularity,
+    )
+    work = Build(source, options, target, progress or Progress())
+    write.check_destination(folder, force=force)
+    quality.check_options(source, options.max_drop, options.evaluate)
+    target.emitter.check(source.graph)
+    with _one_thread_per_op(), write.staged(folder) as stage:
+        with work.stage("calibration data"):
+            work.samples = calibration_samples(source, target, options)
+        with work.stage("passes"):
+            run_passes(work)
+        with work.stage("emit"):
+            assert work.quantized is not None
+            emitted = target.emitter.emit(work.quantized, stage)
+            write.write_runtime(stage / "run.pyz")
+        with work.stage("verify"):
+            manifest = verify(work, stage, emitted)
+        with work.stage("evaluate"):
+            manifest = quality.evaluate(work, stage, manifest)
+        write.seal(stage, manifest)
+        return _publish(work, stage, folder, manifest)
+
+
+def calibration_samples(source: Source, target: Target, options: BuildOptions) -> Samples | None:
+    """Return the calibration data that the scheme needs, or ``None`` if it needs none.
+
+    Raises:
+        CalibrationError: There is none, or it does not fit.
+    """
+    if not target.scheme.needs_calibration:
+        return None
+    given: Any = options.calibrate
+    if given is None and source.calibration is not None:
+        given = source.calibration()
+    if given is None:
+        raise CalibrationError(
+            f"{target.scheme.precision} needs calibration data: give --calibrate FILE "
+            "(.npz, .npy, .safetensors, a folder of .npy), or calibration() in the model file; "
+            f"--calibrate {RANDOM} is for trying things out"
+        )
+    return load_samples(source.graph, given, num_samples=options.num_samples, seed=options.seed)
+
+
+def run_passes(work: Build) -> None:
+    """Make the float graph and the quantized graph."""
+    dump = work.options.dump_ir
+    options = base.RunOptions(dump=dump, on_start=lambda name: work.progress.stage(name))
+    work.graph = work.source.graph.copy()
+    work.records = base.run(work.graph, float_pipeline(), options)
+    recipe = Recipe(
+        scheme=work.target.scheme,
+        samples=work.samples,
+        log=work.log,
+        rounding=work.options.rounding,
+        keep_float=work.options.keep_float,
+        max_bytes=work.options.max_host_ram,
+        on_progress=work.progress.share,
+    )
+    work.quantized = work.graph.copy()
+    own = base.RunOptions(dump=dump and dump / "target", on_start=options.on_start)
+    work.records += base.run(work.quantized, work.target.emitter.passes(recipe), own)
+
+
+def verify(work: Build, stage: Path, emitted: Emitted) -> Manifest:
+    """Measure the three errors, write the vectors, and return the manifest."""
+    assert work.graph is not None
+    assert work.quantized is not None
+    inputs = _vector_inputs(work)
+    reference = parity.reference_outputs(work.source.module, work.graph, inputs)
+    exported, quantized = work.graph.run(inputs), work.quantized.run(inputs)
+    arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()}
+    rows = work.target.emitter.engine_errors(work.quantized, stage, emitted, arrays)
+    (stage / "vectors").mkdir()
+    save_arrays(stage / "vectors" / "inputs.npz", arrays)
+    manifest = describe.manifest(work, emitted, stage, {})
+    write.seal(stage, manifest)
+    engine = parity.engine_outputs(Session(stage, check_files=False), inputs)
+    save_arrays(stage / "vectors" / "outputs.npz", {n: v.numpy() for n, v in engine.items()})
+    errors = {
+        "samples": len(next(iter(inputs.values()))),
+        "export": parity.compare(reference, exported),
+        "quantization": parity.compare(exported, quantized),
+        "engine": rows,
+        "engine_outputs": parity.compare(quantized, engine),
+        "total": parity.compare(reference, engine),
+        "vectors_min_sqnr_db": _vector_limit(exported, quantized),
+    }
+    return describe.manifest(work, emitted, stage, errors)
+
+
+def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest) -> Bundle:
+    bundle = Bundle(folder, manifest, work.seconds)
+    if bundle.passed:
+        write.publish(stage, folder)
+        return bundle
+    rejected = folder.with_name(f"{folder.name}.rejected")
+    write.publish(stage, rejected)
+    raise GateError(
+        f"{'; '.join(bundle.failures)}; the bundle is kept as {rejected}",
+        Bundle(rejected, manifest, work.seconds),
+    )
+
+
+def _vector_inputs(work: Build) -> dict[str, Tensor]:
+    """Return the last calibration samples, or the example inputs without calibration."""
+    if work.samples is None:
+        return dict(work.source.graph.inputs)
+    batch = work.samples.batches[len(work.samples) - 1]
+    fixed = any(0 not in work.source.graph.dynamic.get(n, {}) for n in batch)
+    return {name: value if fixed else value[-VECTORS:] for name, value in batch.items()}
+
+
+def _vector_limit(exported: parity.Outputs, quantized: parity.Outputs) -> float:
+    """Return what another machine must reach: no more noise than quantization itself adds."""
+    worst = parity.worst_db(parity.compare(exported, quantized))
+    return 60.0 if worst is None else round(min(60.0, max(worst - 3.0, 3.0)), 1)
+
+
+@contextmanager
+def _one_thread_per_op() -> Iterator[None]:
+    """Let the sums inside an op be in one order whatever the machine, so bytes do not depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

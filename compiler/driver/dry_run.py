@@ -1,0 +1,130 @@
+"""``--dry-run``: the plan with its sizes, and what runs fast; nothing is calibrated or written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from qcompile.compiler.driver.build import BuildOptions
+from qcompile.compiler.driver.target import Target, resolve
+from qcompile.compiler.frontend.load import Source
+from qcompile.compiler.ir.graph import Graph
+from qcompile.passes import base
+from qcompile.passes.graph.decompose_attention import DecomposeAttention
+from qcompile.passes.graph.fusion import fused_activation
+from qcompile.passes.pipelines import float_pipeline
+from qcompile.targets.base import NodePlan
+
+GRAPH_BYTES_A_NODE = 110
+"""Measured on the examples: what an ONNX node with its q/dq pair takes beside the weights."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a build would make.
+
+    Args:
+        target: As the user named it.
+        format: The emitter's name.
+        precision: Its name.
+        weight: Format of weights.
+        activation: Format of activations.
+        nodes: What becomes of each.
+        artifact_bytes: About how large the artifact will be.
+        peak_ram_bytes: Weights and live activations at the example inputs' size, without the engine.
+        passes: Names, in order.
+    """
+
+    target: str
+    format: str
+    precision: str
+    weight: str
+    activation: str
+    nodes: list[NodePlan]
+    artifact_bytes: int
+    peak_ram_bytes: int
+    passes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    def slow(self) -> list[str]:
+        """Return what will not run fast, a line an op: count, format, reason."""
+        counts = Counter((n.op, n.runs, n.why) for n in self.nodes if not n.fast)
+        return [f"{count} x {op} in {runs}: {why}" for (op, runs, why), count in sorted(counts.items())]
+
+
+def dry_run(source: Source, options: BuildOptions) -> DryRun:
+    """Return the plan of a build.
+
+    Raises:
+        QCompileError: As the build would.
+    """
+    target = resolve(
+        options.target,
+        format=options.format,
+        precision=options.precision,
+        granularity=options.granularity,
+    )
+    target.emitter.check(source.graph)
+    graph = source.graph.copy()
+    passes = float_pipeline()
+    base.run(graph, passes, base.RunOptions(check=False))
+    if target.scheme.activation is not None:
+        base.run(graph, [DecomposeAttention()], base.RunOptions(check=False))
+    nodes = target.emitter.plan(graph, target.scheme, target.device)
+    weights = sum(n.bytes for n in nodes) + _other_constants(graph, nodes, target)
+    return DryRun(
+        target=target.name,
+        format=target.emitter.name,
+        precision=target.scheme.precision,
+        weight=str(target.scheme.weight or f"fp{target.scheme.float_bits}"),
+        activation=str(target.scheme.activation or f"fp{target.scheme.float_bits}"),
+        nodes=nodes,
+        artifact_bytes=weights + GRAPH_BYTES_A_NODE * len(nodes),
+        peak_ram_bytes=weights + peak_activation_bytes(graph, nodes, target.scheme.float_bits // 8),
+        passes=[p.name for p in passes],
+    )
+
+
+def peak_activation_bytes(graph: Graph, nodes: list[NodePlan], float_bytes: int) -> int:
+    """Return the largest sum of values that are alive at once, as stored, at the example's size."""
+    runs = {n.name: n.runs for n in nodes}
+    live: dict[fx.Node, int] = {}
+    peak = 0
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node, index in order.items():
+        value = node.meta.get("val")
+        if node.op in ("get_attr", "output") or not isinstance(value, Tensor):
+            continue
+        if fused_activation(node) is None:
+            width = 1 if runs.get(node.name, "").endswith("int8") else float_bytes
+            live[node] = width * _elements(graph, value)
+        peak = max(peak, sum(live.values()))
+        live = {n: b for n, b in live.items() if any(order[u] > index for u in n.users)}
+    return peak
+
+
+def _elements(graph: Graph, value: Tensor) -> int:
+    count = 1
+    for size in value.shape:
+        count *= int(size) if isinstance(size, int) else int(size.node.hint)
+    return count
+
+
+def _other_constants(graph: Graph, nodes: list[NodePlan], target: Target) -> int:
+    """Return the bytes of constants that belong to no layer: embeddings, norms, tables."""
+    layers = {n.name for n in nodes if n.bytes}
+    total = 0
+    for name in graph.weights:
+        tensor = graph.weights.peek(name)
+        if name in layers or name.removesuffix("bias") + "weight" in layers:
+            continue
+        total += tensor.numel() * (
+            target.scheme.float_bits // 8 if tensor.is_floating_point() else tensor.element_size()
+        )
+    return total

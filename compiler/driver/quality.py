@@ -1,0 +1,101 @@
+"""The model file's own ``evaluate``, on PyTorch and on the artifact in its engine, and its gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from qcompile.compiler.driver import parity
+from qcompile.compiler.frontend.load import Source
+from qcompile.compiler.ir.errors import ModelError
+from qcompile.runtime.manifest import Manifest
+from qcompile.runtime.session import Session
+
+if TYPE_CHECKING:
+    from qcompile.compiler.driver.build import Build
+
+Predict = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def check_options(source: Source, max_drop: float | None, evaluate: bool) -> None:
+    """Refuse a gate that cannot be measured.
+
+    Raises:
+        ModelError: ``--max-drop`` without an ``evaluate``.
+    """
+    if max_drop is not None and (source.evaluate is None or not evaluate):
+        missing = (
+            "--no-evaluate is given" if source.evaluate else f"{source.where} has no evaluate()"
+        )
+        raise ModelError(f"--max-drop needs evaluate(predict) in the model file, and {missing}")
+
+
+def evaluate(work: Build, stage: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest with quality before and after, if the model can be evaluated."""
+    if work.source.evaluate is None or not work.options.evaluate:
+        return manifest
+    before = metrics(work.source, float_predict(work))
+    session = Session(stage, check_files=False)
+    after = metrics(work.source, session.run)
+    rows = {name: {"before": before[name], "after": after[name]} for name in before}
+    gates = list(manifest.gates)
+    if work.options.max_drop is not None:
+        name = next(iter(rows))
+        gates.append(_drop_gate(name, rows[name], work.options.max_drop))
+    return dataclasses.replace(manifest, quality=rows, gates=tuple(gates))
+
+
+def float_predict(work: Build) -> Predict:
+    """Return PyTorch's own model as numpy in, numpy out."""
+
+    def predict(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+        inputs = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in arrays.items()}
+        outputs = parity.reference_outputs(work.source.module, work.source.graph, inputs)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return predict
+
+
+def metrics(source: Source, predict: Predict) -> dict[str, float]:
+    """Return what ``evaluate`` measures, by name.
+
+    Raises:
+        ModelError: It raises, or gives no finite number.
+    """
+    assert source.evaluate is not None
+    try:
+        found = source.evaluate(predict)
+    except Exception as error:
+        raise ModelError(
+            f"evaluate() of {source.where} fails: {type(error).__name__}: {error}"
+        ) from error
+    named = dict(found) if isinstance(found, Mapping) else {"metric": found}
+    bad = [n for n, v in named.items() if not _is_finite(v)]
+    if bad or not named:
+        raise ModelError(
+            f"evaluate() of {source.where} must return finite numbers; "
+            f"{', '.join(f'{n} is {named[n]!r}' for n in bad) or 'it returned none'}"
+        )
+    return {str(n): round(float(v), 6) for n, v in named.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _drop_gate(name: str, row: Mapping[str, float], limit: float) -> dict[str, Any]:
+    drop = round(row["before"] - row["after"], 6)
+    message = f"{name} fell by {drop:.2f} ({row['before']:.2f} to {row['after']:.2f}), the limit is {limit:g}"
+    return {
+        "gate": "max-drop", "limit": limit, "measured": drop,
+        "passed": drop <= limit, "message": message,
+    }  # fmt: skip

@@ -1,0 +1,294 @@
+"""Calibration data as the user gives it -> ``Samples``, checked: names, shapes, dtypes, values, number.
+
+.npz or .safetensors keyed by input name, one sample a row; one .npy for a model with one input; a
+folder of .npy files, one sample each; what ``calibration()`` returns; or ``random``, which the manifest
+then says. Files are read batch by batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from qcompile.compiler.ir.errors import CalibrationError
+from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.text import dtype_text
+from qcompile.passes.calibration.samples import Batch, Samples
+
+BATCH = 32
+MINIMUM = 8
+RANDOM = "random"
+Rows = Callable[[Sequence[int]], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Samples by index.
+
+    Args:
+        count: How many there are.
+        rows: Returns those of some indices, stacked.
+        source: For the manifest.
+    """
+
+    count: int
+    rows: Rows
+    source: str
+
+
+def load_samples(
+    graph: Graph,
+    given: str | Path | Any,
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+) -> Samples:
+    """Return checked samples for a graph.
+
+    Args:
+        graph: Whose inputs they must fit.
+        given: A path, ``random``, or what ``calibration()`` returns.
+        num_samples: Take so many, chosen by ``seed``, in their order; all by default.
+        seed: For the choice, and for random data.
+
+    Raises:
+        CalibrationError: Says all that does not fit.
+    """
+    table = _table(graph, given, num_samples, seed)
+    if table.count == 0:
+        raise CalibrationError(f"{table.source} holds no samples")
+    if table.count < MINIMUM:
+        raise CalibrationError(
+            f"{table.source} holds {table.count} sample(s); ranges from fewer than {MINIMUM} mean "
+            "nothing: give some hundred that are like what the model will see"
+        )
+    if num_samples is not None and num_samples < MINIMUM:
+        raise CalibrationError(
+            f"--num-samples {num_samples} is below {MINIMUM}, too few to mean anything"
+        )
+    if num_samples is not None and num_samples > table.count:
+        raise CalibrationError(
+            f"--num-samples {num_samples}, but {table.source} holds {table.count}"
+        )
+    chosen = _choose(table.count, num_samples, seed)
+    size = _batch_size(graph)
+    whole = len(chosen) - len(chosen) % size if _fixed_batch(graph) else len(chosen)
+    if whole < len(chosen):
+        raise CalibrationError(
+            f"{table.source}: {len(chosen)} samples do not fill batches of {size}, the model's fixed "
+            f"batch size; give a multiple (--num-samples {whole or size}) or a free batch axis "
+            "(dynamic_shapes())"
+        )
+    groups = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+    batches = _Batches(table.rows, groups)
+    _check(graph, batches, table.source)
+    return Samples(batches, len(chosen), table.source)
+
+
+class _Batches(Sequence[Batch]):
+    """Reads a batch at each look-up."""
+
+    def __init__(self, rows: Rows, groups: Sequence[Sequence[int]]) -> None:
+        self._rows, self._groups = rows, groups
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows(self._groups[index])
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+
+def _table(graph: Graph, given: Any, num_samples: int | None, seed: int) -> _Table:
+    if isinstance(given, str | Path):
+        if str(given) == RANDOM:
+            return _random(graph, num_samples or 64, seed)
+        return _file(graph, Path(given))
+    if isinstance(given, Mapping):
+        return _arrays(graph, given, "calibration()")
+    if isinstance(given, Tensor | np.ndarray):
+        return _arrays(graph, {_only_input(graph, "calibration()"): given}, "calibration()")
+    if isinstance(given, Iterable):
+        return _listed(graph, list(given))
+    raise CalibrationError(
+        f"calibration() must return arrays by input name or a list of samples, not {type(given).__name__}"
+    )
+
+
+def _file(graph: Graph, path: Path) -> _Table:
+    if not path.exists():
+        raise CalibrationError(f"calibration data {path} does not exist")
+    readers = {".npz": _npz, ".safetensors": _safetensors, ".npy": _npy}
+    if path.is_dir():
+        return _folder(graph, path)
+    if path.suffix not in readers:
+        raise CalibrationError(
+            f"{path.name}: calibration data is .npz, .npy, .safetensors, a folder of .npy, or "
+            f"'{RANDOM}', not {path.suffix or 'a file without a suffix'}"
+        )
+    try:
+        return readers[path.suffix](graph, path)
+    except (OSError, ValueError, EOFError, KeyError) as error:
+        raise CalibrationError(f"{path.name} cannot be read: {error}") from error
+    except Exception as error:
+        if isinstance(error, CalibrationError):
+            raise
+        raise CalibrationError(f"{path.name} cannot be read: {error}") from error
+
+
+def _npz(graph: Graph, path: Path) -> _Table:
+    with np.load(path, allow_pickle=False) as data:
+        return _arrays(graph, {name: data[name] for name in data.files}, path.name)
+
+
+def _npy(graph: Graph, path: Path) -> _Table:
+    data = np.load(path, mmap_mode="r", allow_pickle=False)
+    return _arrays(graph, {_only_input(graph, path.name): data}, path.name)
+
+
+def _safetensors(graph: Graph, path: Path) -> _Table:
+    with safe_open(path, framework="pt") as reader:
+        counts = {n: reader.get_slice(n).get_shape()[0] for n in reader.keys()}  # noqa: SIM118
+    _check_names(graph, set(counts), path.name)
+    _check_counts(counts, path.name)
+
+    def rows(indices: Sequence[int]) -> Mapping[str, Tensor]:
+        with safe_open(path, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in graph.inputs}
+            return {n: torch.stack([s[i] for i in indices]) for n, s in slices.items()}
+
+    return _Table(next(iter(counts.values())), rows, path.name)
+
+
+def _folder(graph: Graph, path: Path) -> _Table:
+    name = _only_input(graph, path.name)
+    files = sorted(path.glob("*.npy"))
+
+    def rows(indices: Sequence[int]) -> Mapping[str, Tensor]:
+        try:
+            arrays = [np.load(files[i], allow_pickle=False) for i in indices]
+            return {name: torch.from_numpy(np.stack(arrays))}
+        except (OSError, ValueError) as error:
+            raise CalibrationError(f"{path.name}: {error}") from error
+
+    return _Table(len(files), rows, path.name)
+
+
+def _arrays(graph: Graph, arrays: Mapping[str, Any], source: str) -> _Table:
+    _check_names(graph, set(arrays), source)
+    counts = {name: len(value) if np.ndim(value) else 0 for name, value in arrays.items()}
+    _check_counts(counts, source)
+
+    def rows(indices: Sequence[int]) -> Mapping[str, Tensor]:
+        picked = {
+            n: np.ascontiguousarray(np.asarray(arrays[n])[list(indices)]) for n in graph.inputs
+        }
+        return {n: torch.from_numpy(v) for n, v in picked.items()}
+
+    return _Table(next(iter(counts.values())), rows, source)
+
+
+def _listed(graph: Graph, samples: list[Any]) -> _Table:
+    named = []
+    for sample in samples:
+        values = sample if isinstance(sample, Mapping | list | tuple) else [sample]
+        if not isinstance(values, Mapping):
+            if len(values) != len(graph.inputs):
+                raise CalibrationError(
+                    f"a sample of calibration() has {len(values)} value(s); "
+                    f"the model has the inputs {', '.join(graph.inputs)}"
+                )
+            values = dict(zip(graph.inputs, values, strict=True))
+        named.append({name: np.asarray(value) for name, value in values.items()})
+    for sample in named:
+        _check_names(graph, set(sample), "calibration()")
+    try:
+        stacked = {n: np.concatenate([s[n] for s in named]) for n in graph.inputs} if named else {}
+    except ValueError as error:
+        raise CalibrationError(f"samples of calibration() differ in shape: {error}") from error
+    return _arrays(graph, stacked, "calibration()") if named else _Table(0, dict, "calibration()")  # type: ignore[arg-type]
+
+
+def _random(graph: Graph, count: int, seed: int) -> _Table:
+    def one(name: str, index: int) -> Tensor:
+        example = graph.inputs[name]
+        key = hashlib.sha256(f"{seed} {name} {index}".encode()).digest()[:8]
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+        if example.dtype.is_floating_point:
+            return torch.randn(example.shape[1:], generator=generator).to(example.dtype)
+        choices = example.flatten()
+        picked = torch.randint(len(choices), example.shape[1:], generator=generator)
+        return choices[picked]
+
+    def rows(indices: Sequence[int]) -> Mapping[str, Tensor]:
+        return {n: torch.stack([one(n, i) for i in indices]) for n in graph.inputs}
+
+    return _Table(count, rows, RANDOM)
+
+
+def _only_input(graph: Graph, source: str) -> str:
+    if len(graph.inputs) != 1:
+        raise CalibrationError(
+            f"{source} has no names, and the model has the inputs {', '.join(graph.inputs)}: "
+            "give an .npz or .safetensors keyed by input name"
+        )
+    return next(iter(graph.inputs))
+
+
+def _check_names(graph: Graph, found: set[str], source: str) -> None:
+    if found != set(graph.inputs):
+        raise CalibrationError(
+            f"{source} has {', '.join(sorted(found)) or 'nothing'}; "
+            f"the model's inputs are {', '.join(graph.inputs)}"
+        )
+
+
+def _check_counts(counts: Mapping[str, int], source: str) -> None:
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+        raise CalibrationError(f"{source} has different numbers of samples ({listed})")
+
+
+def _check(graph: Graph, batches: Sequence[Batch], source: str) -> None:
+    for index in range(len(batches)):
+        problems = []
+        for name, value in batches[index].items():
+            example, free = graph.inputs[name], graph.dynamic.get(name, {})
+            wrong = value.dim() != example.dim() or any(
+                value.shape[a] != example.shape[a] and a not in free for a in range(1, value.dim())
+            )
+            if wrong:
+                shape = ["*" if a in free else s for a, s in enumerate(example.shape)][1:]
+                problems.append(f"{name}: a sample has shape {list(value.shape[1:])}, not {shape}")
+            elif value.dtype != example.dtype:
+                kinds = dtype_text(value.dtype), dtype_text(example.dtype)
+                problems.append(f"{name} is {kinds[0]}, the model takes {kinds[1]}")
+            elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                problems.append(f"{name} has NaN or infinite values in batch {index}")
+        if problems:
+            raise CalibrationError(f"{source} does not fit the model: {'; '.join(problems)}")
+
+
+def _choose(count: int, wanted: int | None, seed: int) -> list[int]:
+    if wanted is None or wanted == count:
+        return list(range(count))
+    picked = np.random.default_rng(seed).choice(count, wanted, replace=False)
+    return sorted(int(i) for i in picked)
+
+
+def _fixed_batch(graph: Graph) -> bool:
+    return not all(0 in graph.dynamic.get(name, {}) for name in graph.inputs)
+
+
+def _batch_size(graph: Graph) -> int:
+    if _fixed_batch(graph):
+        return int(next(iter(graph.inputs.values())).shape[0])
+    limits = [graph.dynamic[name][0].max or BATCH for name in graph.inputs]
+    return min(BATCH, *limits)

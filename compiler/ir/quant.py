@@ -1,0 +1,217 @@
+"""The words of quantization: ``QuantSpec`` (a number format), ``QuantParams`` (its scale), plans.
+
+Formulas: real = scale * (code - zero_point), rounding half to even, saturating; ONNX
+``QuantizeLinear`` and torch's ``quantized_decomposed`` ops are the same (FORMATS B.0).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+SMALLEST_SCALE = 2.0**-100
+"""A tensor of zeros has this scale: far above float32's subnormals, far below any real scale."""
+
+
+class Granularity(StrEnum):
+    """What shares one scale."""
+
+    PER_TENSOR = "per_tensor"
+    PER_CHANNEL = "per_channel"
+    PER_GROUP = "per_group"
+
+
+@dataclass(frozen=True)
+class FloatSpec:
+    """A weight or activation that stays floating point.
+
+    Args:
+        bits: 16 or 32.
+    """
+
+    bits: int = 32
+
+    def __post_init__(self) -> None:
+        if self.bits not in (16, 32):
+            raise ValueError(f"FloatSpec has 16 or 32 bits, not {self.bits}")
+
+    def __str__(self) -> str:
+        return f"fp{self.bits}"
+
+    def storage_bytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of a tensor of this shape."""
+        return _count(shape) * self.bits // 8
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """Scale and zero point of one tensor, shaped to broadcast against it.
+
+    Args:
+        scale: float32, positive; ``[]`` per tensor, ``[1, C, 1, ...]`` per channel.
+        zero_point: int64, the same shape.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """One integer format for one tensor.
+
+    Args:
+        bits: Width of a code, 2 to 8, or 16; codes lie in the smallest torch integer that holds them.
+        signed: Codes run from -(2**(bits-1)), else from 0.
+        symmetric: The zero point is 0, and the lowest signed code is not used (-127..127 for int8).
+        granularity: What shares a scale.
+        axis: The channel axis for ``per_channel``; the axis cut into groups for ``per_group``.
+        group_size: Elements along ``axis`` that share a scale, for ``per_group`` only.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    symmetric: bool = True
+    granularity: Granularity = Granularity.PER_TENSOR
+    axis: int | None = None
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 3, 4, 5, 6, 7, 8, 16):
+            raise ValueError(f"QuantSpec has 2 to 8 or 16 bits, not {self.bits}")
+        if self.symmetric and not self.signed:
+            raise ValueError("symmetric codes are signed: use signed=True, or symmetric=False")
+        if (self.axis is None) != (self.granularity is Granularity.PER_TENSOR):
+            raise ValueError(f"axis={self.axis} does not fit granularity={self.granularity}")
+        if (self.group_size is not None) != (self.granularity is Granularity.PER_GROUP):
+            raise ValueError(
+                f"group_size={self.group_size} does not fit granularity={self.granularity}: "
+                "give group_size with per_group, and only then"
+            )
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code."""
+        if not self.signed:
+            return 0
+        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - int(self.signed)) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch dtype that holds a code."""
+        if self.bits > 8:
+            return torch.int16 if self.signed else torch.uint16
+        return torch.int8 if self.signed else torch.uint8
+
+    def __str__(self) -> str:
+        kind = f"{'int' if self.signed else 'uint'}{self.bits}"
+        shape = "" if self.axis is None else f"({self.axis})"
+        if self.group_size is not None:
+            shape = f"({self.axis},{self.group_size})"
+        return f"{kind} {'sym' if self.symmetric else 'asym'} {self.granularity}{shape}"
+
+    @classmethod
+    def parse(cls, text: str) -> QuantSpec:
+        """Read what ``str`` wrote, such as ``int8 sym per_channel(0)``.
+
+        Raises:
+            ValueError: The text is no spec.
+        """
+        pattern = r"(u?)int(\d+) (a?)sym (per_\w+?)(?:\((-?\d+)(?:,(\d+))?\))?"
+        if not (match := re.fullmatch(pattern, text)):
+            raise ValueError(f"{text!r} is no QuantSpec, such as 'int8 sym per_channel(0)'")
+        unsigned, bits, asym, granularity, axis, group = match.groups()
+        return cls(
+            bits=int(bits),
+            signed=not unsigned,
+            symmetric=not asym,
+            granularity=Granularity(granularity),
+            axis=None if axis is None else int(axis),
+            group_size=None if group is None else int(group),
+        )
+
+    def params(self, low: Tensor, high: Tensor) -> QuantParams:
+        """Return the scale and zero point that cover ``low`` to ``high``; 0 is always exact.
+
+        Args:
+            low: Smallest value(s), shaped to broadcast against the tensor.
+            high: Largest value(s), the same shape.
+
+        Source:
+            FORMATS B.0; Jacob et al. 2018, section 2.1 (https://arxiv.org/abs/1712.05877).
+        """
+        low, high = low.double().clamp(max=0), high.double().clamp(min=0)
+        if self.symmetric:
+            scale = torch.maximum(-low, high) / self.qmax
+            scale = scale.clamp(min=SMALLEST_SCALE).float()
+            return QuantParams(scale, torch.zeros_like(scale, dtype=torch.int64))
+        scale = ((high - low) / (self.qmax - self.qmin)).clamp(min=SMALLEST_SCALE).float()
+        zero_point = (self.qmin - low / scale.double()).round().clamp(self.qmin, self.qmax)
+        return QuantParams(scale, zero_point.to(torch.int64))
+
+    def min_max(self, x: Tensor) -> QuantParams:
+        """Return the parameters that cover all of ``x``."""
+        if self.granularity is Granularity.PER_TENSOR:
+            return self.params(x.amin(), x.amax())
+        assert self.axis is not None
+        dims = [d for d in range(x.dim()) if d != self.axis % x.dim()]
+        return self.params(x.amin(dims, keepdim=True), x.amax(dims, keepdim=True))
+
+    def encode(self, x: Tensor, params: QuantParams) -> Tensor:
+        """Return the codes of ``x``: same shape, ``self.dtype``."""
+        codes = torch.round(x * (1.0 / params.scale)) + params.zero_point
+        return codes.clamp(self.qmin, self.qmax).to(self.dtype)
+
+    def decode(self, codes: Tensor, params: QuantParams) -> Tensor:
+        """Return the real values of codes, float32."""
+        return (codes.float() - params.zero_point) * params.scale
+
+    def fake_quantize(self, x: Tensor, params: QuantParams) -> Tensor:
+        """Return ``decode(encode(x))`` without the integers between."""
+        codes = torch.round(x * (1.0 / params.scale)) + params.zero_point
+        return (codes.clamp_(self.qmin, self.qmax) - params.zero_point) * params.scale
+
+    def scale_count(self, shape: tuple[int, ...]) -> int:
+        """Return how many scales a tensor of this shape has."""
+        if self.axis is None:
+            return 1
+        if self.group_size is None:
+            return shape[self.axis]
+        return _count(shape) // shape[self.axis] * -(-shape[self.axis] // self.group_size)
+
+    def storage_bytes(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of codes, float32 scales and, if asymmetric, zero points."""
+        container = self.bits if self.bits in (2, 4) else 16 if self.bits > 8 else 8
+        scales = self.scale_count(shape)
+        zero_points = 0 if self.symmetric else -(-scales * container // 8)
+        return -(-_count(shape) * container // 8) + 4 * scales + zero_points
+
+    def bits_per_weight(self, shape: tuple[int, ...]) -> float:
+        """Return ``storage_bytes`` in bits for each element."""
+        return 8 * self.storage_bytes(shape) / max(1, _count(shape))
+
+
+Spec = QuantSpec | FloatSpec
+Plan = Mapping[str, Spec]
+"""Parameter name (FQN) -> the format in which it is stored."""
+
+
+def parse_spec(text: str) -> Spec:
+    """Read ``str(spec)`` of either kind."""
+    if text in ("fp16", "fp32"):
+        return FloatSpec(int(text[2:]))
+    return QuantSpec.parse(text)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape).numel())

@@ -1,0 +1,35 @@
+"""Work on batches side by side, with results that do not depend on how many workers there are.
+
+Each worker runs its ops on one thread, so every sum has one order; results come back in the order of
+the items. (One op on two threads may add in another order than on one: then bytes would depend on the
+machine.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Return ``function(item)`` for every item, in order; must not be nested."""
+    return list(_workers().map(function, items))
+
+
+@cache
+def _workers() -> ThreadPoolExecutor:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(count, "qcompile", initializer=_prepare)
+
+
+def _prepare() -> None:
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)

@@ -1,0 +1,142 @@
+"""GPTQ: round a weight column by column, each time spreading the error over the columns to come.
+
+For a layer y = W x with inputs X and H = X^T X: with U the upper Cholesky factor of H^-1,
+    q_j = round(W_j),  e = (W_j - q_j) / U_jj,  W_k -= e * U_jk  for k > j
+The scales are fixed beforehand. Convolutions are unfolded; each group has its own H, so a depthwise
+layer costs a 9 x 9 problem a channel.
+
+``gptaq`` first moves the weight to where it makes the float layer's output from the *quantized* input:
+with X the quantized and F the float input, W <- W + W (F - X)^T X (H + damping)^-1. Rounding noise is
+white while activations are not, so this filters part of it out.
+
+Source: Frantar et al. 2022 (https://arxiv.org/abs/2210.17323), algorithm 1; Li et al. 2025, GPTAQ
+(https://arxiv.org/abs/2504.02692), for the asymmetric target; damping as in FORMATS B.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from qcompile.compiler.ir.quant import QuantParams, QuantSpec
+from qcompile.passes.quantization.layer import Layer
+from qcompile.passes.quantization.rounding import Rounded
+
+DAMPING = 0.01
+DRIFT_DAMPING = 0.1
+"""Of the mean of H, when the weight moves: the drift is noise for the most part, and must not be fitted."""
+ROWS = 1 << 15
+"""Rows of the unfolded input that are enough for H; more are taken evenly spaced."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer's unfolded inputs, float64 ``[groups, columns, columns]``.
+
+    Args:
+        hessian: ``X^T X`` of the quantized input.
+        drift: ``(F - X)^T X``, what the float input has that the quantized one lacks.
+    """
+
+    hessian: Tensor
+    drift: Tensor
+
+
+def moments(layer: Layer, inputs: Sequence[tuple[Tensor, Tensor]]) -> Moments:
+    """Return the moments over batches of (float, quantized) inputs."""
+    columns = layer.weight[0].numel()
+    hessian = torch.zeros(layer.groups, columns, columns, dtype=torch.float64)
+    drift = torch.zeros_like(hessian)
+    for reference, x in inputs:
+        rows, exact = unfold(layer, x), unfold(layer, reference)
+        stride = max(1, rows.shape[1] * len(inputs) // ROWS)
+        rows, exact = rows[:, ::stride], exact[:, ::stride]
+        hessian += (rows.transpose(1, 2) @ rows).double()
+        drift += ((exact - rows).transpose(1, 2) @ rows).double()
+    return Moments(hessian, drift)
+
+
+def gptq(layer: Layer, spec: QuantSpec, params: QuantParams, seen: Moments) -> Rounded:
+    """Return the weight rounded with error feedback.
+
+    Args:
+        layer: A 1-d or 2-d convolution or a linear layer.
+        spec: Format of the codes.
+        params: Scales, per tensor or per output channel.
+        seen: Of the layer's inputs.
+    """
+    inverse = _damped_inverse(seen.hessian)
+    return _round_columns(layer, spec, params, as_matrix(layer), inverse, "gptq")
+
+
+def gptaq(layer: Layer, spec: QuantSpec, params: QuantParams, seen: Moments) -> Rounded:
+    """Return the weight moved to the float output, then rounded with error feedback."""
+    inverse = _damped_inverse(seen.hessian)
+    return _round_columns(layer, spec, params, moved_matrix(layer, seen), inverse, "gptaq")
+
+
+def as_matrix(layer: Layer) -> Tensor:
+    """Return the weight as float64 ``[groups, out / groups, columns]``."""
+    return layer.weight.reshape(layer.groups, layer.weight.shape[0] // layer.groups, -1).double()
+
+
+def moved_matrix(layer: Layer, seen: Moments) -> Tensor:
+    """Return the weight that makes the float output from the quantized input, as a matrix."""
+    matrix = as_matrix(layer)
+    return matrix + matrix @ seen.drift @ _damped_inverse(seen.hessian, DRIFT_DAMPING)
+
+
+def _round_columns(
+    layer: Layer, spec: QuantSpec, params: QuantParams, matrix: Tensor, inverse: Tensor, name: str
+) -> Rounded:
+    matrix = matrix.clone()
+    upper = torch.linalg.cholesky_ex(inverse)[0].transpose(1, 2)
+    per_row = params.scale.flatten().expand(layer.weight.shape[0])
+    scale = per_row.reshape(matrix.shape[:2]).double()
+    codes = torch.empty_like(matrix)
+    for column in range(matrix.shape[2]):
+        current = matrix[:, :, column]
+        code = (current / scale).round().clamp(spec.qmin, spec.qmax)
+        codes[:, :, column] = code
+        error = (current - code * scale) / upper[:, column, column, None]
+        rest = upper[:, column, None, column + 1 :]
+        matrix[:, :, column + 1 :] -= error[:, :, None] * rest
+    return Rounded(codes.reshape(layer.weight.shape).to(spec.dtype), params, name)
+
+
+def _damped_inverse(h: Tensor, damping: float = DAMPING) -> Tensor:
+    """Return the inverse of H plus damping, which grows until a Cholesky factor exists."""
+    mean = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    identity = torch.eye(h.shape[1], dtype=h.dtype)
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(h + (damping * mean)[:, None, None] * identity)
+        if not bool(failed.any()):
+            return torch.cholesky_inverse(lower)
+        damping *= 10
+
+
+def unfold(layer: Layer, x: Tensor) -> Tensor:
+    """Return the inputs that each output position reads, ``[groups, positions, columns]``."""
+    if not layer.is_convolution:
+        return x.reshape(1, -1, x.shape[-1])
+    args = [*layer.node.args[3:], *[[1], [0], [1], 1][max(0, len(layer.node.args) - 3) :]]
+    stride, padding, dilation = (_pair(a, layer.weight.dim() - 2) for a in args[:3])
+    kernel = list(layer.weight.shape[2:])
+    if len(kernel) == 1:
+        x, kernel = x.unsqueeze(2), [1, *kernel]
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    sizes = [tuple(size) for size in (kernel, dilation, padding, stride)]
+    patches = functional.unfold(x, *sizes)
+    batch, _, positions = patches.shape
+    grouped = patches.reshape(batch, layer.groups, -1, positions)
+    return grouped.permute(1, 0, 3, 2).reshape(layer.groups, batch * positions, -1)
+
+
+def _pair(value: Any, rank: int) -> list[int]:
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return [int(v) for v in (values if len(values) == rank else values * rank)]

@@ -1,0 +1,88 @@
+"""What quantization did to each layer and each activation: rows of the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class LayerRecord:
+    """One layer.
+
+    Args:
+        name: FQN of its weight.
+        op: The op's name, ``conv2d``.
+        weight: The weight's format.
+        parameters: Elements of the weight.
+        bytes: Of the stored weight with its scales.
+        rounding: The method that was kept.
+        tried: Output error of each method relative to rounding to nearest.
+        bias_corrected: Whether the bias took over the mean of the error.
+        weight_sqnr_db: Output power over the error that this layer's weight alone causes, held out.
+        output_sqnr_db: Output power over the error of the whole quantized prefix, held out.
+        note: Why something is not as usual.
+    """
+
+    name: str
+    op: str
+    weight: str
+    parameters: int
+    bytes: int
+    rounding: str = ""
+    tried: dict[str, float] = field(default_factory=dict)
+    bias_corrected: bool = False
+    weight_sqnr_db: float | None = None
+    output_sqnr_db: float | None = None
+    note: str = ""
+
+
+@dataclass
+class ActivationRecord:
+    """One quantized activation.
+
+    Args:
+        name: Of the node.
+        format: ``str(QuantSpec)``.
+        observer: Whose range was chosen, or why there was no choice.
+        scale: Of the codes.
+        zero_point: Of the codes.
+        sqnr_db: Power of the value over the error of the quantized prefix and of its own codes.
+    """
+
+    name: str
+    format: str
+    observer: str
+    scale: float
+    zero_point: int
+    sqnr_db: float | None
+
+
+@dataclass
+class QuantizationLog:
+    """Filled in by the ``quantize`` pass."""
+
+    layers: list[LayerRecord] = field(default_factory=list)
+    activations: list[ActivationRecord] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def sqnr_db(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
+    """Return 10 log10(power / error) of (reference, value) pairs; ``None`` for a reference of zeros.
+
+    An error of exactly 0 gives ``inf``.
+    """
+    power = error = 0.0
+    for reference, value in pairs:
+        power += float(reference.double().square().sum())
+        error += float((reference.double() - value.double()).square().sum())
+    if power == 0:
+        return None
+    return math.inf if error == 0 else 10 * math.log10(power / error)

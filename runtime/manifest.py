@@ -1,0 +1,197 @@
+"""``manifest.json``: what a bundle holds. Written by the compiler, read here without torch.
+
+Every size is checked before it is used, and no path may leave the bundle: a manifest may come from
+anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qcompile.runtime.errors import BundleError
+
+SCHEMA = 1
+FILE = "manifest.json"
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output.
+
+    Args:
+        name: Its name in the artifact.
+        dtype: numpy's name, ``float32``.
+        shape: Sizes; a string names a free axis.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file of the bundle.
+
+    Args:
+        bytes: Its size.
+        sha256: Hexadecimal digest of its content.
+    """
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``manifest.json``; the fields that only people read are plain data.
+
+    Args:
+        name: Of the model.
+        target: As the user named it.
+        format: The emitter's name, ``onnx``.
+        precision: ``int8``, ``fp16``, ...
+        artifact: File that the engine loads.
+        engine: ``name``, ``minimum`` version, ``options`` of the session.
+        inputs: In order.
+        outputs: In order.
+        files: All files but this one, by path in the bundle.
+        tools: Versions of what made it.
+        model: ``source``, ``sha256``, licence fields.
+        calibration: ``source``, ``samples``, ``sha256``; empty without calibration.
+        options: The build's options, enough to make it again.
+        passes: ``name`` and ``rewrites`` of each, in order.
+        layers: The layer table.
+        activations: Formats of activations.
+        floats: What stays float in the engine, and why.
+        parity: The three errors.
+        quality: Metrics before and after.
+        sizes: Bytes before and after, bits per weight.
+        gates: Each gate, its limit, what was measured.
+    """
+
+    name: str
+    target: str
+    format: str
+    precision: str
+    artifact: str
+    engine: Mapping[str, Any]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    files: Mapping[str, FileInfo]
+    tools: Mapping[str, str] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    passes: tuple[Mapping[str, Any], ...] = ()
+    layers: tuple[Mapping[str, Any], ...] = ()
+    activations: tuple[Mapping[str, Any], ...] = ()
+    floats: tuple[Mapping[str, Any], ...] = ()
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    gates: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> str:
+        """Return the file's text: sorted keys, so equal manifests have equal bytes."""
+        data = {"schema": SCHEMA, **asdict(self)}
+        return json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = FILE) -> Manifest:
+        """Read a manifest.
+
+        Raises:
+            BundleError: It is no manifest, from a newer schema, or points outside of its bundle.
+        """
+        try:
+            data = json.loads(text)
+            schema = data.pop("schema")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise BundleError(
+                f"{where} is not a manifest ({error}); build the bundle again"
+            ) from error
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise BundleError(
+                f"{where} has schema {schema}; this qcompile reads up to {SCHEMA}: update qcompile"
+            )
+        names = {f.name for f in fields(cls)}
+        if odd := sorted(names ^ set(data)):
+            raise BundleError(f"{where} has wrong or missing fields: {', '.join(odd)}")
+        try:
+            data["inputs"] = tuple(_tensor(i) for i in data["inputs"])
+            data["outputs"] = tuple(_tensor(o) for o in data["outputs"])
+            data["files"] = {n: FileInfo(**f) for n, f in data["files"].items()}
+            for key in ("passes", "layers", "activations", "floats", "gates"):
+                data[key] = tuple(data[key])
+            manifest = cls(**data)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise BundleError(f"{where} is damaged ({error}); build the bundle again") from error
+        outside = [n for n in (*manifest.files, manifest.artifact) if not _inside(n)]
+        if outside:
+            raise BundleError(f"{where} points outside of its bundle: {', '.join(outside)}")
+        return manifest
+
+
+def read(folder: Path, *, check_files: bool = True) -> Manifest:
+    """Read and check a bundle's manifest.
+
+    Args:
+        folder: The bundle.
+        check_files: Also compare size and digest of every file.
+
+    Raises:
+        BundleError: The bundle is incomplete, edited or no bundle.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {FILE}")
+    if file.stat().st_size > MAX_BYTES:
+        raise BundleError(f"{file} is larger than {MAX_BYTES >> 20} MiB: it is no manifest")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{file} is not text; build the bundle again") from error
+    manifest = Manifest.from_json(text, str(file))
+    if manifest.artifact.split("/")[0] not in {n.split("/")[0] for n in manifest.files}:
+        raise BundleError(f"{file} names the artifact {manifest.artifact!r} but does not list it")
+    if check_files and (problems := damaged(folder, manifest)):
+        raise BundleError(f"{folder} was changed after it was built: {'; '.join(problems)}")
+    return manifest
+
+
+def damaged(folder: Path, manifest: Manifest) -> list[str]:
+    """Return what differs from the manifest: files missing, of other size or content."""
+    problems = []
+    for name, info in sorted(manifest.files.items()):
+        file = folder / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif file.stat().st_size != info.bytes:
+            problems.append(f"{name} has {file.stat().st_size} bytes, not {info.bytes}")
+        elif file_sha256(file) != info.sha256:
+            problems.append(f"{name} has another content (sha256)")
+    return problems
+
+
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tensor(data: Mapping[str, Any]) -> TensorInfo:
+    return TensorInfo(str(data["name"]), str(data["dtype"]), tuple(data["shape"]))
+
+
+def _inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return (
+        bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+    )

@@ -1,0 +1,126 @@
+"""A loaded bundle: numpy in, numpy out, through the engine that the bundle names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompile.runtime import manifest as manifests
+from qcompile.runtime.errors import BundleError, InputError
+from qcompile.runtime.manifest import Manifest, TensorInfo
+
+Array = NDArray[Any]
+
+
+class Engine(Protocol):
+    """One module of ``runtime/sessions``: how an engine loads an artifact and runs it."""
+
+    def __init__(self, artifact: Path, options: Mapping[str, Any], threads: int) -> None: ...
+
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """Run on inputs in the manifest's order; outputs likewise."""
+
+
+class Session:
+    """A bundle that is ready to run.
+
+    Args:
+        folder: The bundle.
+        threads: Of the engine.
+        check_files: Compare all files with the manifest's digests first.
+
+    Raises:
+        BundleError: The bundle cannot be read or trusted.
+        MissingPackageError: Its engine is not installed.
+    """
+
+    def __init__(self, folder: str | Path, *, threads: int = 1, check_files: bool = True) -> None:
+        self.folder = Path(folder)
+        self.manifest: Manifest = manifests.read(self.folder, check_files=check_files)
+        self._inputs = self.manifest.inputs
+        self._names = {i.name for i in self._inputs}
+        self._outputs = [o.name for o in self.manifest.outputs]
+        self._dtypes = [np.dtype(i.dtype) for i in self._inputs]
+        engine = engine_class(str(self.manifest.engine.get("name", "")))
+        artifact = self.folder / self.manifest.artifact
+        options = self.manifest.engine.get("options", {})
+        try:
+            self._engine = engine(artifact, options, threads)
+        except BundleError as error:
+            raise BundleError(f"{artifact}: {error}") from error
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model.
+
+        Args:
+            inputs: Arrays by name; dtypes must be those of the manifest.
+
+        Returns:
+            Outputs by name.
+
+        Raises:
+            InputError: Inputs are missing, unknown, or of another dtype or shape.
+        """
+        if inputs.keys() != self._names:
+            raise InputError(_mismatch(inputs, self._inputs))
+        values = [inputs[i.name] for i in self._inputs]
+        if any(
+            v.dtype != d or v.ndim != len(i.shape)
+            for v, d, i in zip(values, self._dtypes, self._inputs, strict=True)
+        ):
+            raise InputError(_mismatch(inputs, self._inputs))
+        problems = _wrong_sizes(values, self._inputs)
+        if problems:
+            raise InputError(f"inputs do not fit the model: {'; '.join(problems)}")
+        return dict(zip(self._outputs, self._engine.run(values), strict=True))
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{i.name}: {i.dtype}{list(i.shape)}" for i in self._inputs)
+        return f"Session({self.manifest.name} for {self.manifest.target}; {inputs})"
+
+
+def load(folder: str | Path, *, threads: int = 1) -> Session:
+    """Load a bundle.
+
+    Args:
+        folder: The bundle, ``NAME.qc``.
+        threads: Of the engine.
+    """
+    return Session(folder, threads=threads)
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return the engine of a name: a module of ``runtime/sessions`` has the engine's name.
+
+    Raises:
+        BundleError: This runtime has no such engine.
+    """
+    module = f"qcompile.runtime.sessions.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(module) is None:
+        raise BundleError(f"this runtime has no engine {name!r}; update qcompile")
+    engine: type[Engine] = importlib.import_module(module).Engine
+    return engine
+
+
+def _mismatch(inputs: Mapping[str, Array], wanted: Sequence[TensorInfo]) -> str:
+    given = ", ".join(f"{n}: {np.asarray(v).dtype}{list(np.shape(v))}" for n, v in inputs.items())
+    expected = ", ".join(f"{i.name}: {i.dtype}{list(i.shape)}" for i in wanted)
+    return f"inputs do not fit the model: got {given or 'none'}; expected {expected}"
+
+
+def _wrong_sizes(values: Sequence[Array], wanted: Sequence[TensorInfo]) -> list[str]:
+    problems = []
+    free: dict[str, int] = {}
+    for value, info in zip(values, wanted, strict=True):
+        for axis, (size, expected) in enumerate(zip(value.shape, info.shape, strict=True)):
+            if isinstance(expected, str):
+                expected = free.setdefault(expected, size)
+            if size != expected:
+                problems.append(f"{info.name} has {size} on axis {axis}, not {expected}")
+    return problems

@@ -1,0 +1,5 @@
+"""``python -m qcompile``."""
+
+from qcompile.compiler.cli import main
+
+main()

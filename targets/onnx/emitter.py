@@ -1,0 +1,140 @@
+"""The emitter for ONNX: INT8 as q/dq pairs that ONNX Runtime fuses, int8 weights alone, fp16, fp32."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from qcompile.compiler.ir.errors import MissingPackageError
+from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.quant import Granularity, QuantSpec
+from qcompile.passes.base import Pass
+from qcompile.passes.graph.absorb_high_bias import AbsorbHighBias
+from qcompile.passes.graph.convert_to_half import ConvertToHalf
+from qcompile.passes.graph.cross_layer_equalization import CrossLayerEqualization
+from qcompile.passes.graph.decompose_attention import DecomposeAttention
+from qcompile.passes.graph.eliminate_dead_code import EliminateDeadCode
+from qcompile.passes.graph.flatten_linear import FlattenLinear
+from qcompile.passes.graph.fold_activation import FoldActivation
+from qcompile.passes.graph.fold_scaling import FoldScaling
+from qcompile.passes.graph.use_integer_hard_swish import UseIntegerHardSwish
+from qcompile.passes.quantization.insert_observers import InsertObservers
+from qcompile.passes.quantization.quantize import Quantize
+from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
+from qcompile.targets.base import Emitted, Emitter, NodePlan, Recipe, Scheme
+from qcompile.targets.device import Device
+from qcompile.targets.onnx import compare, optimized, planning
+from qcompile.targets.onnx.capabilities import INTEGER_OPS
+from qcompile.targets.onnx.export import export
+
+MINIMUM = "1.22"
+ARTIFACT = "model.onnx"
+_PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
+_OPTIONS = {
+    # Weight-only MatMul computes in float32, not in int8 with dynamic activations (FORMATS 0.4).
+    "session.qdq_matmulnbits_accuracy_level": "1",
+}
+_SIGNED_OPTIONS = {**_OPTIONS, "session.qdqisint8allowed": "1"}
+
+
+class OnnxEmitter(Emitter):
+    """Writes ``model.onnx``."""
+
+    name = "onnx"
+    description = "ONNX for ONNX Runtime on CPUs"
+
+    def precisions(self, device: Device) -> Sequence[str]:
+        return tuple(device.precisions)
+
+    def scheme(self, precision: str, device: Device, *, per_tensor: bool = False) -> Scheme:
+        """Return the formats (FORMATS A.7, "S8S8 vs U8S8").
+
+        x86 multiplies uint8 by int8; without VNNI or AMX it adds pairs in 16 bits, which 7-bit weights
+        cannot overflow. Arm multiplies int8 by int8.
+        """
+        if precision in ("fp32", "fp16"):
+            return Scheme(precision, None, None, int(precision[2:]))
+        sums_in_16_bits = device.arch == "x86_64" and not any(
+            feature in device.isa for feature in ("avx512vnni", "avxvnni", "amx-int8")
+        )
+        weight = QuantSpec(
+            bits=7 if sums_in_16_bits and precision == "int8" else 8,
+            granularity=Granularity.PER_TENSOR if per_tensor else Granularity.PER_CHANNEL,
+            axis=None if per_tensor else 0,
+        )
+        if precision == "w8a16":
+            return Scheme(precision, weight, None)
+        signed = device.arch == "aarch64"
+        return Scheme(precision, weight, QuantSpec(signed=signed, symmetric=False))
+
+    def check(self, graph: Graph) -> None:
+        for package in _PACKAGES:
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError as error:
+                raise MissingPackageError(package, "onnx") from error
+        planning.refuse_unsupported(graph)
+
+    def plan(self, graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
+        return planning.plan(graph, scheme, device)
+
+    def passes(self, recipe: Recipe) -> list[Pass]:
+        scheme = recipe.scheme
+        if scheme.weight is None:
+            return [ConvertToHalf()] if scheme.float_bits == 16 else []
+        assert recipe.samples is not None
+        quantize = Quantize(
+            recipe.samples,
+            recipe.log,
+            recipe.rounding,
+            INTEGER_OPS.unit_range,
+            max_bytes=recipe.max_bytes,
+            on_progress=recipe.on_progress,
+        )
+        observers = InsertObservers(INTEGER_OPS, scheme.activation, scheme.weight, recipe.keep_float)
+        stored = QuantizeStoredWeights(recipe.log, keep_float=recipe.keep_float)
+        if scheme.activation is None:
+            return [stored, observers, quantize, EliminateDeadCode()]
+        return [
+            DecomposeAttention(),  # its products and softmax have integer kernels, attention has none
+            CrossLayerEqualization(recipe.samples, scheme.weight, scheme.activation),
+            AbsorbHighBias(recipe.samples),  # after equalization: ranges are compared across channels
+            stored,
+            FlattenLinear(),
+            UseIntegerHardSwish(signed=scheme.activation.signed),
+            observers,
+            quantize,
+            FoldActivation(),  # needs the final ranges
+            FoldScaling(),
+            EliminateDeadCode(),
+        ]
+
+    def emit(self, graph: Graph, folder: Path) -> Emitted:
+        import onnx_ir
+
+        model = export(graph)
+        onnx_ir.save(model, folder / ARTIFACT)
+        options = _SIGNED_OPTIONS if _has_signed_activations(graph) else _OPTIONS
+        engine = {"name": "onnxruntime", "minimum": MINIMUM, "options": options}
+        floats = optimized.float_ops(folder / ARTIFACT, options)
+        tools = {package: importlib.metadata.version(package) for package in _PACKAGES}
+        return Emitted(ARTIFACT, (ARTIFACT,), engine, tuple(floats), tools)
+
+    def engine_errors(
+        self, graph: Graph, folder: Path, emitted: Emitted, inputs: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        return compare.engine_errors(graph, folder / emitted.artifact, emitted.engine, inputs)
+
+
+def _has_signed_activations(graph: Graph) -> bool:
+    from qcompile.compiler.ir.ops import QUANTIZE
+
+    nodes: list[fx.Node] = graph.calls(QUANTIZE)
+    return any(int(n.args[3]) < 0 for n in nodes)  # type: ignore[arg-type]
+
+
+EMITTER = OnnxEmitter()

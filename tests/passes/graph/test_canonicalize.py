@@ -1,0 +1,110 @@
+"""canonicalize: one spelling for each clamp and each linear layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qcompile.compiler.frontend.trace import trace
+from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.ops import aten
+from qcompile.passes.base import Pass
+from qcompile.passes.graph.canonicalize import Canonicalize
+
+Rewrite = Callable[[Graph, Pass], int]
+
+
+class Spellings(nn.Module):
+    """Each op that has another spelling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardtanh(F.relu6(x), -2, 2) + torch.clamp_min(x, 0) + torch.clamp(x, min=0)
+        weight = self.fc.weight
+        return torch.addmm(self.fc.bias, x, weight.t()) + torch.mm(x, weight.permute(1, 0))
+
+
+class Applies(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.fc, x)
+
+
+def test_golden(
+    golden: Callable[[str, str], None],
+    rewrite: Rewrite,
+    quarters: Callable[[nn.Module], nn.Module],
+) -> None:
+    graph = trace(quarters(Spellings()), torch.randn(5, 4) * 4)
+    assert rewrite(graph, Canonicalize()) == 6
+    golden("canonicalize.txt", graph.to_text())
+
+
+def test_activations(rewrite: Rewrite) -> None:
+    def function(fc: Any, x: Tensor) -> list[Tensor]:
+        bounded = [F.relu6(x), F.hardtanh(x), F.hardtanh(x, 0.0, 6.0)]
+        return [*bounded, torch.clamp_min(x, 0.0), torch.clamp(x, min=0.0)]
+
+    graph = trace(Applies(function), torch.randn(5, 4) * 8)
+    assert rewrite(graph, Canonicalize()) == 5
+    (output,) = graph.module.graph.find_nodes(op="output")
+    assert [(n.target, n.args[1:]) for n in output.args[0]] == [
+        (aten.clamp.default, (0, 6)),
+        (aten.clamp.default, (-1, 1)),
+        (aten.clamp.default, (0, 6)),
+        (aten.relu.default, ()),
+        (aten.relu.default, ()),
+    ]
+
+
+def test_what_means_something_else_stays(rewrite: Rewrite) -> None:
+    functions: list[Callable[[Any, Tensor], Tensor]] = [
+        lambda fc, x: torch.clamp_min(x, 1.0),
+        lambda fc, x: torch.clamp(x, 0.0, 3.0),
+        lambda fc, x: torch.clamp(x, max=0.0),
+        lambda fc, x: torch.clamp(x, min=0.5),
+        lambda fc, x: F.threshold(x, 0.5, 0.0),
+        lambda fc, x: torch.mm(x, fc.weight),  # not transposed
+        lambda fc, x: torch.mm(x, x.t()),  # not a constant
+        lambda fc, x: torch.addmm(fc.bias, x, fc.weight),
+        lambda fc, x: torch.addmm(fc.bias, x, fc.weight.t(), alpha=2),
+        lambda fc, x: torch.addmm(fc.bias, x, fc.weight.t(), beta=0.5),
+        lambda fc, x: torch.addmm(fc.bias, x, (2 * fc.weight).t()),  # fold-constants comes first
+    ]
+    every = Applies(lambda fc, x: [function(fc, x) for function in functions])
+    assert rewrite(trace(every, torch.randn(4, 4) * 2), Canonicalize()) == 0
+
+
+@pytest.mark.xfail(strict=True, reason="bug: the docstring names threshold, no rule spells it")
+def test_threshold_of_zero_is_relu(rewrite: Rewrite) -> None:
+    graph = trace(Applies(lambda fc, x: F.threshold(x, 0.0, 0.0)), torch.randn(5, 4))
+    assert rewrite(graph, Canonicalize()) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="gap: `x @ weight.t()` is traced as matmul, not as mm")
+def test_matmul_with_a_transposed_weight_is_linear(rewrite: Rewrite) -> None:
+    graph = trace(Applies(lambda fc, x: x @ fc.weight.t()), torch.randn(5, 4))
+    assert rewrite(graph, Canonicalize()) == 1
+
+
+def test_a_transpose_with_another_user_stays(rewrite: Rewrite) -> None:
+    def both(fc: Any, x: Tensor) -> Tensor:
+        transposed = fc.weight.t()
+        return torch.mm(x, transposed) + transposed.sum()
+
+    graph = trace(Applies(both), torch.randn(5, 4))
+    assert rewrite(graph, Canonicalize()) == 1
+    assert len(graph.calls(aten.linear.default)) == 1
+    assert len(graph.calls(aten.t.default, aten.permute.default)) == 1
