@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -37,6 +38,7 @@ from report_int8 import environment, markdown, versions
 
 HERE = Path(__file__).parent
 OURS = "qcompile"
+ROWS = (OURS, f"{OURS}-adaround")
 TARGET = "x86-avx512-vnni"
 
 
@@ -72,13 +74,16 @@ class Row:
     reused: bool
 
 
-def build_qcompile(model_file: Path, calibration_npz: Path, output: Path) -> Build:
+def build_qcompile(
+    model_file: Path, calibration_npz: Path, output: Path, rounding: str = "gptq"
+) -> Build:
     """Build with this project, from the PyTorch file; copy the bundle's ONNX file to the output."""
     bundle = output.with_suffix(".qc")
     shutil.rmtree(bundle, ignore_errors=True)
-    command = [sys.executable, "-m", "qcompile", str(model_file), "--target", TARGET]
+    os.environ["BENCHMARK_MODEL"] = str(model_file)
+    command = [sys.executable, "-m", "qcompile", str(HERE / "vision_model.py"), "--target", TARGET]
     command += ["--calibrate", str(calibration_npz), "-o", str(bundle), "--json"]
-    build = run_measured(command)
+    build = run_measured([*command, "--rounding", rounding])
     shutil.copyfile(bundle / "model.onnx", output)
     return build
 
@@ -93,8 +98,11 @@ def build_peer(name: str, float_onnx: Path, calibration_npz: Path, output: Path)
 
 def builder(name: str, inputs: Inputs) -> Callable[[Path], Build]:
     """Return the function that builds the named artifact at a path."""
-    if name == OURS:
-        return lambda output: build_qcompile(inputs.model_file, inputs.calibration, output)
+    if name.startswith(OURS):
+        rounding = name.removeprefix(OURS).removeprefix("-") or "gptq"
+        return lambda output: build_qcompile(
+            inputs.model_file, inputs.calibration, output, rounding
+        )
     return lambda output: build_peer(name, inputs.float_onnx, inputs.calibration, output)
 
 
@@ -102,7 +110,7 @@ def built(name: str, inputs: Inputs, folder: Path, *, reuse: bool) -> Artifact:
     """Build the named artifact in the folder, or reuse the one that an earlier run left there."""
     path, record = folder / f"{name}.onnx", folder / f"{name}.json"
     origin = fingerprint(inputs)
-    if reuse and name != OURS and path.exists() and record.exists():
+    if reuse and not name.startswith(OURS) and path.exists() and record.exists():
         known = json.loads(record.read_text())
         if known["origin"] == origin:
             return Artifact(path, Build(**known["build"]), reused=True)
@@ -177,7 +185,7 @@ def benchmark(model: str, options: argparse.Namespace, folder: Path) -> dict[str
 
 def selectable() -> list[str]:
     """Return what can be built here: the peers, and this project where it is installed."""
-    return [*PEERS, OURS] if importlib.util.find_spec(OURS) else list(PEERS)
+    return [*PEERS, *ROWS] if importlib.util.find_spec(OURS) else list(PEERS)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -190,7 +198,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--model", action="append", choices=MODELS, help="repeatable; all by default"
     )
     parser.add_argument(
-        "--only", action="append", choices=[*PEERS, OURS], help="repeatable; all by default"
+        "--only", action="append", choices=[*PEERS, *ROWS], help="repeatable; all by default"
     )
     parser.add_argument("--keep", type=Path, help="leave the files in KEEP/MODEL/NAME.onnx")
     parser.add_argument(

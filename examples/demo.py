@@ -27,12 +27,8 @@ def table(before: Bundle, after: Bundle, slow: BenchResult, fast: BenchResult) -
         column.justify = "right"
     size, small = (b.manifest.sizes["artifact_bytes"] for b in (before, after))
     rows.add_row("artifact", f"{size:,} B", f"{small:,} B", f"{size / small:.2f} x smaller")
-    rows.add_row(
-        "latency, median",
-        f"{slow.p50:.0f} µs",
-        f"{fast.p50:.0f} µs",
-        f"{slow.p50 / fast.p50:.2f} x faster",
-    )
+    times = f"{slow.p50:.0f} µs", f"{fast.p50:.0f} µs", f"{slow.p50 / fast.p50:.2f} x faster"
+    rows.add_row("latency, median", *times)
     for name, values in after.manifest.quality.items():
         reference, measured = before.manifest.quality[name]["after"], values["after"]
         change = f"{measured - reference:+.2f}"

@@ -98,22 +98,14 @@ def find(name: str) -> type[Pass]:
         KeyError: There is none; lists those that there are.
     """
     for module in _modules():
-        if module.rsplit(".", 1)[1].replace("_", "-") == name:
-            for value in vars(importlib.import_module(module)).values():
-                if isinstance(value, type) and issubclass(value, Pass) and "name" in vars(value):
-                    return value
+        if _pass_name(module) == name and (found := _pass_of(module)) is not None:
+            return found
     raise KeyError(f"no pass {name!r}; there are: {', '.join(names())}")
 
 
 def names() -> list[str]:
     """Return the names of all passes, sorted."""
-    found = []
-    for module in _modules():
-        name = module.rsplit(".", 1)[1].replace("_", "-")
-        values = vars(importlib.import_module(module)).values()
-        if any(isinstance(v, type) and vars(v).get("name") == name for v in values):
-            found.append(name)
-    return sorted(found)
+    return sorted(_pass_name(module) for module in _modules() if _pass_of(module) is not None)
 
 
 def _modules() -> list[str]:
@@ -125,6 +117,19 @@ def _modules() -> list[str]:
     ]
 
 
+def _pass_name(module: str) -> str:
+    return module.rsplit(".", 1)[1].replace("_", "-")
+
+
+def _pass_of(module: str) -> type[Pass] | None:
+    """Return the pass that a module is named after, whatever others it imports."""
+    for value in vars(importlib.import_module(module)).values():
+        if isinstance(value, type) and issubclass(value, Pass):
+            if vars(value).get("name") == _pass_name(module):
+                return value
+    return None
+
+
 def _run_one(graph: Graph, current: Pass, done: Sequence[PassRecord], check: bool) -> PassRecord:
     before = graph.to_text() if check else ""
     start = time.perf_counter()
@@ -134,18 +139,26 @@ def _run_one(graph: Graph, current: Pass, done: Sequence[PassRecord], check: boo
         graph.module.graph.lint()
         graph.module.recompile()
         current.ensures(graph)
+        changed = graph.to_text() != before if check else bool(rewrites)
     except QCompileError:
         raise
     except Exception as error:
         earlier = ", ".join(record.name for record in done) or "none"
-        failure = PassError(f"pass {current.name!r} failed (passes before it: {earlier}): {error}")
-        failure.add_note(graph.to_text())
-        raise failure from error
-    if check and (graph.to_text() != before) != bool(rewrites):
-        raise PassError(
-            f"pass {current.name!r} reported {rewrites} rewrites, but the graph says otherwise"
-        )
+        message = f"pass {current.name!r} failed (passes before it: {earlier}): {error}"
+        raise _with_text(PassError(message), graph) from error
+    if changed != bool(rewrites):
+        message = f"pass {current.name!r} reported {rewrites} rewrites, but the graph says otherwise"
+        raise _with_text(PassError(message), graph)
     return PassRecord(current.name, rewrites, time.perf_counter() - start)
+
+
+def _with_text(failure: PassError, graph: Graph) -> PassError:
+    """Add the IR as a note; of a graph that has no text any more, why not."""
+    try:
+        failure.add_note(graph.to_text())
+    except Exception as error:
+        failure.add_note(f"the graph has no text: {type(error).__name__}: {error}")
+    return failure
 
 
 def _dump(graph: Graph, file: Path) -> None:

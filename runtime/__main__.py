@@ -18,7 +18,7 @@ from qcompile.runtime.session import Session
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0, 1 if a vector failed, 2 if something is wrong with bundle or input."""
+    """Return the exit code: 0, 1 if a vector failed, 2 if bundle or input is wrong."""
     parser = argparse.ArgumentParser(prog="run.pyz", description="Run or check this bundle.")
     parser.add_argument(
         "--bundle", type=Path, default=_own_folder(), help="default: beside this file"
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.input:
             return _run(session, given.input, given.output)
         return _check(session)
-    except QCompileError as error:
+    except (QCompileError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -1,7 +1,7 @@
-"""The exceptions of qcompile; whoever catches ``QCompileError`` catches all that are meant for users.
+"""The exceptions of qcompile; ``QCompileError`` is the root of all that are meant for users.
 
 QCompileError                 what, all of which, what would be possible, what to do
-├── BundleError               a bundle that is truncated, edited, newer than this reader, or no bundle
+├── BundleError               a bundle that is truncated, edited, too new, or no bundle
 ├── InputError                inputs of ``Session.run`` that do not fit the model
 └── MissingPackageError       an engine or an extra that is not installed
     (the compiler's own are in ``compiler/ir/errors.py``)
@@ -25,9 +25,9 @@ class InputError(QCompileError):
 class MissingPackageError(QCompileError):
     """A package that this step needs is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str | None = None) -> None:
+        command = f"pip install 'qcompile[{extra}]'" if extra else f"pip install {package}"
         super().__init__(
-            f"this step needs the package {package!r}, which is not installed; "
-            f"run: pip install 'qcompile[{extra}]'"
+            f"this step needs the package {package!r}, which is not installed; run: {command}"
         )
         self.package = package

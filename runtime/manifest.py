@@ -18,6 +18,10 @@ from qcompile.runtime.errors import BundleError
 SCHEMA = 1
 FILE = "manifest.json"
 MAX_BYTES = 64 << 20
+DTYPES = frozenset(
+    ["bool", "float16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
 
 
 @dataclass(frozen=True)
@@ -110,28 +114,15 @@ class Manifest:
         Raises:
             BundleError: It is no manifest, from a newer schema, or points outside of its bundle.
         """
-        try:
-            data = json.loads(text)
-            schema = data.pop("schema")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BundleError(
-                f"{where} is not a manifest ({error}); build the bundle again"
-            ) from error
-        if not isinstance(schema, int) or schema > SCHEMA:
-            raise BundleError(
-                f"{where} has schema {schema}; this qcompile reads up to {SCHEMA}: update qcompile"
-            )
+        data = _parse(text, where)
         names = {f.name for f in fields(cls)}
         if odd := sorted(names ^ set(data)):
             raise BundleError(f"{where} has wrong or missing fields: {', '.join(odd)}")
         try:
-            data["inputs"] = tuple(_tensor(i) for i in data["inputs"])
-            data["outputs"] = tuple(_tensor(o) for o in data["outputs"])
-            data["files"] = {n: FileInfo(**f) for n, f in data["files"].items()}
-            for key in ("passes", "layers", "activations", "floats", "gates"):
-                data[key] = tuple(data[key])
-            manifest = cls(**data)
-        except (TypeError, KeyError, AttributeError) as error:
+            manifest = cls(
+                **{f.name: _typed(f.name, str(f.type), data[f.name]) for f in fields(cls)}
+            )
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BundleError(f"{where} is damaged ({error}); build the bundle again") from error
         outside = [n for n in (*manifest.files, manifest.artifact) if not _inside(n)]
         if outside:
@@ -173,6 +164,8 @@ def damaged(folder: Path, manifest: Manifest) -> list[str]:
         file = folder / name
         if not file.is_file():
             problems.append(f"{name} is missing")
+        elif not file.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"{name} is a link that leads out of it")
         elif file.stat().st_size != info.bytes:
             problems.append(f"{name} has {file.stat().st_size} bytes, not {info.bytes}")
         elif file_sha256(file) != info.sha256:
@@ -186,8 +179,48 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _parse(text: str, where: str) -> dict[str, Any]:
+    """Return the fields of a manifest of a schema that this reader knows."""
+    try:
+        data: dict[str, Any] = json.loads(text)
+        schema = data.pop("schema")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise BundleError(f"{where} is not a manifest ({error}); build the bundle again") from error
+    if type(schema) is not int or schema < 1:
+        raise BundleError(f"{where} has no schema version, but {schema!r}; build the bundle again")
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{where} has schema {schema}; this qcompile reads up to {SCHEMA}: update qcompile"
+        )
+    return data
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """Return a field's value as its type says; raise ``TypeError`` if JSON held another."""
+    expected = {"str": str, "Mapping": dict, "tuple": list}[kind.partition("[")[0]]
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} is no {expected.__name__}")
+    if name in ("inputs", "outputs"):
+        return tuple(_tensor(item) for item in value)
+    if name == "files":
+        return {path: _file(info) for path, info in value.items()}
+    return tuple(value) if expected is list else value
+
+
 def _tensor(data: Mapping[str, Any]) -> TensorInfo:
-    return TensorInfo(str(data["name"]), str(data["dtype"]), tuple(data["shape"]))
+    shape = tuple(data["shape"])
+    if data["dtype"] not in DTYPES:
+        raise ValueError(f"dtype {data['dtype']!r}")
+    if not all(isinstance(s, str) or (type(s) is int and s >= 0) for s in shape):
+        raise ValueError(f"shape {list(shape)}")
+    return TensorInfo(str(data["name"]), str(data["dtype"]), shape)
+
+
+def _file(data: Mapping[str, Any]) -> FileInfo:
+    info = FileInfo(**data)
+    if type(info.bytes) is not int or not isinstance(info.sha256, str):
+        raise TypeError("a file has no size or digest")
+    return info
 
 
 def _inside(name: str) -> bool:

@@ -70,10 +70,7 @@ class Session:
         if inputs.keys() != self._names:
             raise InputError(_mismatch(inputs, self._inputs))
         values = [inputs[i.name] for i in self._inputs]
-        if any(
-            v.dtype != d or v.ndim != len(i.shape)
-            for v, d, i in zip(values, self._dtypes, self._inputs, strict=True)
-        ):
+        if not all(map(_fits, values, self._dtypes, self._inputs)):
             raise InputError(_mismatch(inputs, self._inputs))
         problems = _wrong_sizes(values, self._inputs)
         if problems:
@@ -81,7 +78,7 @@ class Session:
         return dict(zip(self._outputs, self._engine.run(values), strict=True))
 
     def __repr__(self) -> str:
-        inputs = ", ".join(f"{i.name}: {i.dtype}{list(i.shape)}" for i in self._inputs)
+        inputs = ", ".join(f"{i.name}: {i.dtype}[{_sizes(i.shape)}]" for i in self._inputs)
         return f"Session({self.manifest.name} for {self.manifest.target}; {inputs})"
 
 
@@ -108,10 +105,26 @@ def engine_class(name: str) -> type[Engine]:
     return engine
 
 
+def _fits(value: Any, dtype: Any, info: TensorInfo) -> bool:
+    if not isinstance(value, np.ndarray):
+        return False
+    return bool(value.dtype == dtype) and value.ndim == len(info.shape)
+
+
 def _mismatch(inputs: Mapping[str, Array], wanted: Sequence[TensorInfo]) -> str:
-    given = ", ".join(f"{n}: {np.asarray(v).dtype}{list(np.shape(v))}" for n, v in inputs.items())
-    expected = ", ".join(f"{i.name}: {i.dtype}{list(i.shape)}" for i in wanted)
+    given = ", ".join(f"{n}: {_kind(v)}" for n, v in inputs.items())
+    expected = ", ".join(f"{i.name}: {i.dtype}[{_sizes(i.shape)}]" for i in wanted)
     return f"inputs do not fit the model: got {given or 'none'}; expected {expected}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}[{_sizes(value.shape)}]"
+    return f"{type(value).__name__}, which is no numpy array"
+
+
+def _sizes(shape: Sequence[int | str]) -> str:
+    return ", ".join(map(str, shape))
 
 
 def _wrong_sizes(values: Sequence[Array], wanted: Sequence[TensorInfo]) -> list[str]:
@@ -119,8 +132,8 @@ def _wrong_sizes(values: Sequence[Array], wanted: Sequence[TensorInfo]) -> list[
     free: dict[str, int] = {}
     for value, info in zip(values, wanted, strict=True):
         for axis, (size, expected) in enumerate(zip(value.shape, info.shape, strict=True)):
-            if isinstance(expected, str):
-                expected = free.setdefault(expected, size)
-            if size != expected:
-                problems.append(f"{info.name} has {size} on axis {axis}, not {expected}")
+            needed = free.setdefault(expected, size) if isinstance(expected, str) else expected
+            if size != needed:
+                label = f" ({expected})" if isinstance(expected, str) else ""
+                problems.append(f"{info.name} has {size} on axis {axis}{label}, not {needed}")
     return problems

@@ -1,7 +1,10 @@
-"""Test vectors: inputs and expected outputs that travel with a bundle, to check it on the device."""
+"""Test vectors: inputs and expected outputs in the bundle, to check it on the device."""
 
 from __future__ import annotations
 
+import io
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +48,15 @@ def read_arrays(file: Path) -> dict[str, Array]:
         BundleError: The file is damaged or holds objects.
     """
     try:
-        with np.load(file, allow_pickle=False) as data:
+        data = np.load(file, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            raise BundleError(
+                f"{file} is one array without a name; give an .npz keyed by input name"
+            )
+        with data:
             return {name: data[name] for name in data.files}
-    except (ValueError, OSError, KeyError, EOFError) as error:
-        raise BundleError(f"{file} cannot be read: {error}") from error
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise BundleError(f"{file} cannot be read: {_reason(error)}") from error
 
 
 def check(session: Session) -> list[VectorResult]:
@@ -58,34 +66,43 @@ def check(session: Session) -> list[VectorResult]:
         BundleError: The bundle has none.
     """
     folder = session.folder / "vectors"
-    if not (folder / "inputs.npz").is_file():
-        raise BundleError(f"{session.folder} has no vectors/inputs.npz")
+    if missing := [n for n in ("inputs.npz", "outputs.npz") if not (folder / n).is_file()]:
+        raise BundleError(f"{session.folder} has no {' and no '.join(missing)} in vectors/")
     expected = read_arrays(folder / "outputs.npz")
     found = session.run(read_arrays(folder / "inputs.npz"))
+    if expected.keys() != found.keys():
+        raise BundleError(f"{folder / 'outputs.npz'} has other names than the outputs")
     limit = float(session.manifest.parity.get("vectors_min_sqnr_db", 30.0))
     return [compare(name, expected[name], found[name], limit) for name in sorted(expected)]
 
 
 def compare(name: str, expected: Array, found: Array, limit_db: float) -> VectorResult:
-    """Compare one output with its expected value."""
+    """Compare one output with its expected value; an infinity or NaN must stand where it stood."""
     if expected.shape != found.shape:
         raise BundleError(f"output {name!r} has shape {found.shape}, not {expected.shape}")
-    reference, difference = expected.astype(np.float64), found.astype(np.float64)
-    difference = difference - reference
-    error, power = float(np.square(difference).sum()), float(np.square(reference).sum())
-    if not np.isfinite(error):
+    reference, value = expected.astype(np.float64), found.astype(np.float64)
+    same = (reference == value) | (np.isnan(reference) & np.isnan(value))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, value - reference)
+    if not np.isfinite(difference).all():
         return VectorResult(name, -np.inf, np.inf, limit_db)
+    error = float(np.square(difference).sum())
     if error == 0:
         return VectorResult(name, None, 0.0, limit_db)
+    power = float(np.square(reference[np.isfinite(reference)]).sum())
     sqnr = 10 * np.log10(power / error) if power else -np.inf
     return VectorResult(name, float(sqnr), float(np.abs(difference).max()), limit_db)
 
 
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "allow_pickle" in text or "pickled" in text:
+        return "it holds pickled Python objects or is no .npz; objects are never loaded"
+    return text
+
+
 def save_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
     """Write an .npz whose bytes depend on the arrays alone."""
-    import io
-    import zipfile
-
     with zipfile.ZipFile(file, "w") as archive:
         for name in sorted(arrays):
             buffer = io.BytesIO()

@@ -137,8 +137,18 @@ class Emitter:
     def engine_errors(
         self, graph: Graph, folder: Path, emitted: Emitted, inputs: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
-        """Run the artifact in its engine; compare each stored value with what the graph makes of the
-        engine's own values before it.
+        """Run the artifact in its engine and compare each stored value with the quantized graph.
+
+        The graph goes on from the engine's own values, so that each op is judged alone.
+
+        Args:
+            graph: The quantized graph.
+            folder: Where ``emit`` wrote.
+            emitted: What it returned.
+            inputs: numpy arrays by name.
+
+        Returns:
+            A row a value: ``name``, ``values``, ``differing``, ``largest``, ``sqnr_db``.
         """
         raise NotImplementedError
 
@@ -146,7 +156,9 @@ class Emitter:
 def emitter_names() -> list[str]:
     """Return the names of all emitters, sorted."""
     root = Path(qcompile.targets.__file__).parent
-    return sorted(m.name for m in pkgutil.iter_modules([str(root)]) if m.ispkg and m.name != "devices")
+    return sorted(
+        m.name for m in pkgutil.iter_modules([str(root)]) if m.ispkg and m.name != "devices"
+    )
 
 
 def find_emitter(name: str) -> Emitter:

@@ -1,4 +1,4 @@
-"""Each example, as its first lines say to run it: built, verified against PyTorch, and close to it."""
+"""Each example, as its first lines say to run it: built, verified against PyTorch, close to it."""
 
 from __future__ import annotations
 

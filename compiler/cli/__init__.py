@@ -20,6 +20,9 @@ VERBS = {
 }
 
 
+_JSON = "qcompile.json"
+
+
 class _Verbs(click.Group):
     """Imports a verb when it is used, and takes an unknown first word as MODEL of ``build``."""
 
@@ -35,10 +38,19 @@ class _Verbs(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_JSON] = "--json" in args
         special = {"--help", "-h", "--version"}
         if args and args[0] not in VERBS and args[0] not in special:
             args = ["build", *args]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            from qcompile.compiler.cli.common import report
+
+            ctx.exit(report(error, as_json=ctx.meta[_JSON]))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -53,7 +65,7 @@ class _Verbs(click.Group):
 )
 @click.version_option(qcompile.__version__, prog_name="qcompile")
 def cli() -> None:
-    """Compile a PyTorch model into a small, fast artifact for one device, proven against PyTorch.
+    r"""Compile a PyTorch model into a small, fast artifact for one device, proven against PyTorch.
 
     \b
     qcompile model.py --target raspberry-pi-5       build model.qc

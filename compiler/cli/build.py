@@ -26,18 +26,18 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
 @click.command("build")
 @click.argument("model")
 @click.option("-t", "--target", "--device", required=True, shell_complete=_complete_target,
-              help="Device, `host`, a device file, or a format; `qcompile targets` lists them.")  # fmt: skip
+              help="Device, host, a device file or a format; see `qcompile targets`.")  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The bundle; default NAME.qc."
 )
 @click.option("-p", "--precision", help="int8, fp16, fp32 or w8a16; default: the device's.")
 @click.option("--format", "format_", help="Artifact format; default: the device's.")
-@click.option("--calibrate", metavar="DATA", help="Calibration data: .npz, .npy, .safetensors, a folder "
-              "of .npy, or `random`; default: the model file's calibration().")  # fmt: skip
+@click.option("--calibrate", metavar="DATA", help="An .npz, .npy, .safetensors, folder of "
+              ".npy, or `random`; default: the model file's calibration().")  # fmt: skip
 @click.option("--num-samples", type=int, help="Calibration samples to use; default: all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For choosing samples.")
 @click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]),
-              default="per-channel", show_default=True, help="What shares a weight scale.")  # fmt: skip
+              default="per-channel", show_default=True, help="What shares a scale.")  # fmt: skip
 @click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
               show_default=True, help="How weights are rounded.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
@@ -60,7 +60,7 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     from qcompile.compiler.driver import BuildOptions, build
     from qcompile.compiler.driver import dry_run as plan
     from qcompile.compiler.driver.target import resolve
-    from qcompile.compiler.driver.write import check_destination
+    from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
 
     given["keep_float"] = frozenset(given.pop("ignore"))
@@ -69,6 +69,8 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     resolve(options.target, format=options.format, precision=options.precision)
     if output is not None and not dry_run:
         check_destination(output, force=force)
+    if options.dump_ir is not None:
+        check_folder(options.dump_ir, "--dump-ir")
     with progress_display(quiet=as_json) as progress:
         source = load(model)
         if dry_run:

@@ -22,7 +22,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg]
     """Bytes: ``4GiB``, ``500MB``, ``1024``."""
 
     name = "size"
@@ -30,9 +30,9 @@ class Size(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"([0-9.]+)\s*([kmg]?i?)b?", str(value).lower())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?)b?", str(value).lower())
         if not match or match[2] not in _UNITS:
-            self.fail(f"{value!r} is no size, such as 4GiB, 500MB or 1024", param, ctx)
+            self.fail(f"{value!r} is no size; write 4GiB, 500MB or 1024", param, ctx)
         return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -47,27 +47,47 @@ def reports_errors(function: Function) -> Function:
     def wrapped(*args: Any, debug: bool = False, **options: Any) -> Any:
         try:
             return function(*args, **options)
-        except QCompileError as error:
-            if debug:
-                raise
-            sys.exit(_report(error, options.get("as_json", False)))
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing was changed", err=True)
-            sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if debug:
                 raise
-            click.echo(
-                f"error: qcompile failed ({type(error).__name__}: {error}); this is a defect: run it "
-                "again with --debug and report what it prints",
-                err=True,
-            )
-            sys.exit(2)
+            sys.exit(report(error, as_json=options.get("as_json", False)))
 
     return wrapped  # type: ignore[return-value]
+
+
+def report(error: BaseException, *, as_json: bool) -> int:
+    """Print an error; return its exit code."""
+    from qcompile.compiler.ir.errors import GateError
+
+    data: dict[str, Any] = {"error": _message(error), "exit_code": 2}
+    if isinstance(error, GateError):
+        data["exit_code"] = 1
+        if error.bundle is not None:
+            data["bundle"] = str(error.bundle.path)  # type: ignore[attr-defined]
+            data["gates"] = list(error.bundle.manifest.gates)  # type: ignore[attr-defined]
+    if as_json:
+        print_json(data)
+    else:
+        click.echo(f"error: {data['error']}", err=True)
+    return int(data["exit_code"])
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, QCompileError):
+        return str(error)
+    if isinstance(error, click.UsageError):
+        verb = error.ctx.command_path if error.ctx else "qcompile"
+        return f"{error.format_message().rstrip('.')}; see `{verb} --help`"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; no bundle was written or changed"
+    text = (str(error).splitlines() or [""])[0]
+    return (
+        f"qcompile failed ({type(error).__name__}: {text}); this is a defect: run it again with "
+        "--debug and report what it prints"
+    )
 
 
 def print_json(data: Any) -> None:
@@ -102,18 +122,3 @@ def progress_display(*, quiet: bool) -> Iterator[Any]:
             bars.reset(task, description=name, total=None)
 
         yield Progress(stage, lambda share: bars.update(task, total=1.0, completed=share))
-
-
-def _report(error: QCompileError, as_json: bool) -> int:
-    from qcompile.compiler.ir.errors import GateError
-
-    code = 1 if isinstance(error, GateError) else 2
-    if as_json:
-        data: dict[str, Any] = {"error": str(error), "exit_code": code}
-        if isinstance(error, GateError) and error.bundle is not None:
-            data["bundle"] = str(error.bundle.path)  # type: ignore[attr-defined]
-            data["gates"] = list(error.bundle.manifest.gates)  # type: ignore[attr-defined]
-        print_json(data)
-    else:
-        click.echo(f"error: {error}", err=True)
-    return code

@@ -17,8 +17,11 @@ import json, resource, sys, time
 from pathlib import Path
 import numpy
 def peak():
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / (2**20 if sys.platform == "darwin" else 2**10)
+    try:  # getrusage would count the process that started this one
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 from qcompile.runtime import latency
 from qcompile.runtime.session import Session
 import onnxruntime
@@ -68,10 +71,11 @@ def bench(folder: Path, *, threads: int = 1, runs: int = 500) -> BenchResult:
         BundleError: It is incomplete, was changed, or does not run.
     """
     engine = str(manifests.read(folder).engine["name"])
-    command = [sys.executable, "-c", _PROGRAM, str(folder), str(threads), str(runs)]
+    command = [sys.executable, "-P", "-c", _PROGRAM, str(folder), str(threads), str(runs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BundleError(f"{folder} does not run: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise BundleError(f"{folder} does not run: {reason.rpartition('Error: ')[2]}")
     found = json.loads(done.stdout)
     version = found.pop("version")
     return BenchResult(**found, engine=f"{engine} {version}", cpu=cpu_name())

@@ -82,7 +82,7 @@ def _size(sizes: Mapping[str, Any]) -> str:
     if not artifact or not before:
         return ""
     bits = f", {sizes['bits_per_weight']:.2f} bits a weight" if sizes.get("bits_per_weight") else ""
-    return f"{artifact:,} bytes, {before / artifact:.2f} times smaller than float32{bits}"
+    return f"{artifact:,} bytes, {before:,} as float32 weights ({before / artifact:.2f} x){bits}"
 
 
 def _quality(values: Mapping[str, Any]) -> str:

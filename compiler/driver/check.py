@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 
 from qcompile.compiler.driver import parity
 from qcompile.compiler.ir.errors import ModelError
+from qcompile.compiler.ir.graph import Graph
 from qcompile.runtime import vectors
+from qcompile.runtime.manifest import Manifest, TensorInfo
 from qcompile.runtime.session import Session
 
 
@@ -48,12 +51,13 @@ def verify(
     session = Session(folder)
     count = len(session.manifest.files)
     checks = [Check("files", True, f"{count} files as in the manifest", "sizes and sha256")]
-    for gate in session.manifest.gates:
-        checks.append(Check(f"gate {gate['gate']} at build", gate["passed"], gate["message"], ""))
+    checks += [
+        Check(f"gate {gate['gate']} at build", gate["passed"], gate["message"], "")
+        for gate in session.manifest.gates
+    ]
     for row in vectors.check(session):
-        measured = "equal" if row.sqnr_db is None else f"{row.sqnr_db:.1f} dB"
         needed = f"{row.limit_db:.1f} dB"
-        checks.append(Check(f"vectors: {row.output}", row.passed, measured, needed))
+        checks.append(Check(f"vectors: {row.output}", row.passed, _decibels(row.sqnr_db), needed))
     if against is not None:
         checks += _against(session, against, min_sqnr)
     return checks
@@ -66,10 +70,7 @@ def _against(session: Session, model: str, min_sqnr: float | None) -> list[Check
     source = load(model)
     manifest = session.manifest
     wanted = [i.name for i in manifest.inputs]
-    if list(source.graph.inputs) != wanted:
-        raise ModelError(
-            f"{model} has the inputs {', '.join(source.graph.inputs)}; the bundle has {', '.join(wanted)}"
-        )
+    _check_interface(source.graph, manifest, model)
     same = model_sha256(source.graph) == manifest.model.get("sha256")
     note = "the model it was built from" if same else "ANOTHER model than it was built from"
     arrays = vectors.read_arrays(session.folder / "vectors" / "inputs.npz")
@@ -78,17 +79,40 @@ def _against(session: Session, model: str, min_sqnr: float | None) -> list[Check
     rows = parity.compare(reference, parity.engine_outputs(session, inputs))
     checks = [Check("model", same, note, "sha256 of graph and weights")]
     for name, row in rows.items():
-        limit = _limit(session, name, min_sqnr)
-        measured = row["sqnr_db"]
-        shown = "equal" if measured is None else f"{measured:.1f} dB"
+        limit, measured = _limit(session, name, min_sqnr), row["sqnr_db"]
         passed = measured is None or measured >= limit
-        checks.append(Check(f"PyTorch: {name}", passed, shown, f"{limit:.1f} dB"))
+        checks.append(Check(f"PyTorch: {name}", passed, _decibels(measured), f"{limit:.1f} dB"))
     return checks
+
+
+def _check_interface(graph: Graph, manifest: Manifest, model: str) -> None:
+    """Refuse a model that takes or gives something else than the bundle."""
+    from qcompile.compiler.driver import describe
+
+    kinds = (
+        ("takes", tuple(describe._inputs(graph)), manifest.inputs),
+        ("gives", tuple(describe._outputs(graph)), manifest.outputs),
+    )
+    for verb, found, there in kinds:
+        if found != there:
+            raise ModelError(
+                f"{model} {verb} {_listed(found)}; the bundle {verb} {_listed(there)}: "
+                "it was built from another model"
+            )
+
+
+def _listed(tensors: Sequence[TensorInfo]) -> str:
+    return ", ".join(f"{t.name}: {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
 
 
 def _limit(session: Session, output: str, min_sqnr: float | None) -> float:
     own = session.manifest.options.get("min_sqnr")
-    if min_sqnr is not None or own is not None:
-        return float(own if min_sqnr is None else min_sqnr)
+    wanted = own if min_sqnr is None else min_sqnr
+    if wanted is not None:
+        return float(wanted)
     measured = session.manifest.parity["total"].get(output, {}).get("sqnr_db")
     return 60.0 if measured is None else float(measured) - 3.0

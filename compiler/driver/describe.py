@@ -74,7 +74,7 @@ def _outputs(graph: Graph) -> list[TensorInfo]:
             symbols[str(node.meta["val"].shape[axis])] = dim.name
     found = []
     for name, node in zip(graph.outputs, output.args[0], strict=True):
-        value = node.meta["val"] if "val" in node.meta else graph.constant(node)
+        value: Any = node.meta["val"] if "val" in node.meta else graph.constant(node)
         shape = [symbols.get(str(s), int(s) if str(s).isdigit() else str(s)) for s in value.shape]
         found.append(TensorInfo(name, _numpy_name(value), tuple(shape)))
     return found
@@ -155,5 +155,7 @@ def model_sha256(graph: Graph) -> str:
     """Return the digest of a graph: its text and every bit of its constants."""
     digest = hashlib.sha256(graph.to_text().encode())
     for name in sorted(graph.weights):
-        digest.update(graph.weights[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            graph.weights[name].contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()

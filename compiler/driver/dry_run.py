@@ -55,7 +55,9 @@ class DryRun:
     def slow(self) -> list[str]:
         """Return what will not run fast, a line an op: count, format, reason."""
         counts = Counter((n.op, n.runs, n.why) for n in self.nodes if not n.fast)
-        return [f"{count} x {op} in {runs}: {why}" for (op, runs, why), count in sorted(counts.items())]
+        return [
+            f"{count} x {op} in {runs}: {why}" for (op, runs, why), count in sorted(counts.items())
+        ]
 
 
 def dry_run(source: Source, options: BuildOptions) -> DryRun:

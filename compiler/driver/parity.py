@@ -61,7 +61,10 @@ def compare(reference: Outputs, found: Outputs) -> dict[str, dict[str, float | N
         largest = float((expected.double() - found[name].double()).abs().max())
         finite = quality is not None and math.isfinite(quality)
         exact = largest == 0.0
-        rows[name] = {"sqnr_db": None if exact else quality if finite else -1000.0, "largest": largest}
+        rows[name] = {
+            "sqnr_db": None if exact else quality if finite else -1000.0,
+            "largest": largest,
+        }
     return rows
 
 
@@ -81,7 +84,9 @@ def gates(
     parity: Mapping[str, Any], float_bits: int, min_sqnr: float | None
 ) -> list[dict[str, Any]]:
     """Return the parity gates: ``gate``, ``limit``, ``measured``, ``passed``, ``message``."""
-    found = [_at_least("export", EXPORT_LIMIT_DB, worst_db(parity["export"]), "float graph and PyTorch")]
+    found = [
+        _at_least("export", EXPORT_LIMIT_DB, worst_db(parity["export"]), "float graph and PyTorch")
+    ]
     found += [_engine_gate(parity["engine"], float_bits)]
     if min_sqnr is not None:
         worst = worst_db(parity["total"])

@@ -13,7 +13,7 @@ import torch
 
 from qcompile.compiler.driver import parity
 from qcompile.compiler.frontend.load import Source
-from qcompile.compiler.ir.errors import ModelError
+from qcompile.compiler.ir.errors import ModelError, QCompileError
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
 
@@ -71,6 +71,8 @@ def metrics(source: Source, predict: Predict) -> dict[str, float]:
     assert source.evaluate is not None
     try:
         found = source.evaluate(predict)
+    except QCompileError:
+        raise
     except Exception as error:
         raise ModelError(
             f"evaluate() of {source.where} fails: {type(error).__name__}: {error}"
@@ -94,7 +96,8 @@ def _is_finite(value: Any) -> bool:
 
 def _drop_gate(name: str, row: Mapping[str, float], limit: float) -> dict[str, Any]:
     drop = round(row["before"] - row["after"], 6)
-    message = f"{name} fell by {drop:.2f} ({row['before']:.2f} to {row['after']:.2f}), the limit is {limit:g}"
+    change = f"{row['before']:.2f} to {row['after']:.2f}"
+    message = f"{name} fell by {drop:.2f} ({change}), the limit is {limit:g}"
     return {
         "gate": "max-drop", "limit": limit, "measured": drop,
         "passed": drop <= limit, "message": message,

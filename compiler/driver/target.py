@@ -38,7 +38,7 @@ def resolve(
     """Return what the user's words mean.
 
     Args:
-        name: A device, ``host``, a device file, or a format, which means that format for this machine.
+        name: A device, ``host``, a device file, or a format: that format for this machine.
         format: Emitter; the device's own by default.
         precision: The device's own by default.
         granularity: Of weights, ``per-channel`` or ``per-tensor``.

@@ -1,7 +1,7 @@
 """Writing a bundle so that nobody ever sees half of one.
 
-The bundle grows in a folder beside its destination, ``.NAME.qc.tmp-PID``, and takes its place in one
-rename once it is whole. What a killed build left is removed by the next one.
+The bundle grows in a folder beside its destination, ``.NAME.qc.tmp-PID``, and takes its place in
+one rename once it is whole. What a killed build left is removed by the next one.
 """
 
 from __future__ import annotations
@@ -11,17 +11,28 @@ import errno
 import io
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import qcompile.runtime
 from qcompile.compiler.ir.errors import OutputError
 from qcompile.runtime.manifest import FILE, FileInfo, Manifest, file_sha256
 
-_AT_FDCWD, _EXCHANGE = -100, 2
+_LINUX_AT_FDCWD, _LINUX_EXCHANGE, _MACOS_SWAP = -100, 2, 2
+_OLD = "-old"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_MAIN = b"""import sys
+try:
+    from qcompile.runtime.__main__ import main
+except ModuleNotFoundError as error:
+    print(f"error: this needs the package {error.name!r}; run: pip install numpy", file=sys.stderr)
+    sys.exit(2)
+sys.exit(main())
+"""
 
 
 def check_destination(folder: Path, *, force: bool) -> None:
@@ -30,40 +41,67 @@ def check_destination(folder: Path, *, force: bool) -> None:
     Raises:
         OutputError: It exists and ``force`` is not given, is no bundle, or is not writable.
     """
+    if folder.is_symlink():
+        raise OutputError(f"{folder} is a link; give the folder that it points to as -o")
     if folder.exists() and not force:
         raise OutputError(f"{folder} exists; give --force to replace it, or another -o")
     if folder.exists() and not (folder / FILE).is_file():
         raise OutputError(f"{folder} exists and is no bundle; it is not replaced: give another -o")
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"{parent} is not writable; give another -o")
+    check_folder(folder.absolute().parent, "-o")
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse a folder in which nothing can be written or that cannot be made.
+
+    Args:
+        folder: It need not exist yet.
+        option: What the user may change.
+
+    Raises:
+        OutputError: It or the folder that it would be made in is a file, or not writable.
+    """
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise OutputError(
+            f"{folder} is a file, so no folder can be made in it; give another {option}"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder} is not writable; give another {option}")
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Give a new folder beside ``folder``; it is removed on the way out unless it was published."""
-    parent = folder.absolute().parent
+    """Give a new folder beside ``folder``; it is removed on the way out unless it was published.
+
+    Raises:
+        OutputError: The disk is full, or the place cannot be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    parent = folder.parent
     stage = parent / f".{folder.name}.tmp-{os.getpid()}"
+    made = [p for p in (parent, *parent.parents) if not p.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(parent, folder.name)
+        _remove_stale(folder)
         stage.mkdir()
     except OSError as error:
+        _remove_empty(made)
         raise _refusal(parent, error) from error
     try:
         yield stage
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+        if error.errno in _FULL:
             raise _refusal(parent, error) from error
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        _remove_empty(made)
 
 
 def publish(stage: Path, folder: Path) -> None:
     """Put a finished folder in its place; an old one there is replaced in the same instant."""
+    folder = Path(os.path.abspath(folder))
     if folder.exists():
         _exchange(stage, folder)
     else:
@@ -93,9 +131,7 @@ def write_runtime(file: Path) -> None:
     entries = {"qcompile/__init__.py": b'"""The runtime of qcompile."""\n'}
     for source in sorted(root.rglob("*.py")):
         entries[f"qcompile/runtime/{source.relative_to(root).as_posix()}"] = source.read_bytes()
-    entries["__main__.py"] = (
-        b"import sys\nfrom qcompile.runtime.__main__ import main\nsys.exit(main())\n"
-    )
+    entries["__main__.py"] = _MAIN
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in sorted(entries):
@@ -109,23 +145,42 @@ def write_runtime(file: Path) -> None:
 
 def _exchange(first: Path, second: Path) -> None:
     """Swap two folders in one step where the system can, else in two renames."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    swap = getattr(libc, "renameat2", None)
-    if swap is not None:
-        names = os.fsencode(first), os.fsencode(second)
-        if swap(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0:
-            return
-    old = first.with_name(f"{first.name}-old")
+    if _swap(os.fsencode(first), os.fsencode(second)):
+        return
+    old = first.with_name(first.name + _OLD)
     second.rename(old)
     first.rename(second)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _remove_stale(parent: Path, name: str) -> None:
-    for left in parent.glob(f".{name}.tmp-*"):
-        pid = left.name.rsplit("-", 1)[1]
-        if not pid.isdigit() or not _is_alive(int(pid)):
+def _swap(first: bytes, second: bytes) -> bool:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        return bool(libc.renamex_np(first, second, _MACOS_SWAP) == 0)
+    call = getattr(libc, "renameat2", None)
+    if call is None:
+        return False
+    return bool(call(_LINUX_AT_FDCWD, first, _LINUX_AT_FDCWD, second, _LINUX_EXCHANGE) == 0)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed builds left; a bundle that one of them had moved aside goes back."""
+    for left in sorted(folder.parent.iterdir()):
+        if not left.name.startswith(f".{folder.name}.tmp-"):
+            continue
+        pid = left.name.removesuffix(_OLD).rpartition("-")[2]
+        if pid.isdigit() and _is_alive(int(pid)):
+            continue
+        if left.name.endswith(_OLD) and not folder.exists():
+            left.rename(folder)
+        else:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:  # the innermost first
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,8 +1,8 @@
-"""Calibration data as the user gives it -> ``Samples``, checked: names, shapes, dtypes, values, number.
+"""Calibration data as the user gives it -> ``Samples``; names, shapes, dtypes and values are checked.
 
 .npz or .safetensors keyed by input name, one sample a row; one .npy for a model with one input; a
-folder of .npy files, one sample each; what ``calibration()`` returns; or ``random``, which the manifest
-then says. Files are read batch by batch.
+folder of .npy files, one sample each; what ``calibration()`` returns; or ``random``, which the
+manifest then says. Files are read batch by batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from qcompile.compiler.ir.errors import CalibrationError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.text import dtype_text
 from qcompile.passes.calibration.samples import Batch, Samples
 
 BATCH = 32
@@ -62,30 +61,19 @@ def load_samples(
     Raises:
         CalibrationError: Says all that does not fit.
     """
-    table = _table(graph, given, num_samples, seed)
-    if table.count == 0:
-        raise CalibrationError(f"{table.source} holds no samples")
-    if table.count < MINIMUM:
-        raise CalibrationError(
-            f"{table.source} holds {table.count} sample(s); ranges from fewer than {MINIMUM} mean "
-            "nothing: give some hundred that are like what the model will see"
-        )
     if num_samples is not None and num_samples < MINIMUM:
         raise CalibrationError(
             f"--num-samples {num_samples} is below {MINIMUM}, too few to mean anything"
         )
-    if num_samples is not None and num_samples > table.count:
-        raise CalibrationError(
-            f"--num-samples {num_samples}, but {table.source} holds {table.count}"
-        )
+    table = _table(graph, given, num_samples, seed)
+    _check_number(table, num_samples)
     chosen = _choose(table.count, num_samples, seed)
     size = _batch_size(graph)
-    whole = len(chosen) - len(chosen) % size if _fixed_batch(graph) else len(chosen)
-    if whole < len(chosen):
+    if _fixed_batch(graph) and (rest := len(chosen) % size):
         raise CalibrationError(
-            f"{table.source}: {len(chosen)} samples do not fill batches of {size}, the model's fixed "
-            f"batch size; give a multiple (--num-samples {whole or size}) or a free batch axis "
-            "(dynamic_shapes())"
+            f"{table.source}: {len(chosen)} samples do not fill batches of {size}, the model's "
+            f"fixed batch size; give a multiple (--num-samples {len(chosen) - rest or size}) or a "
+            "free batch axis (dynamic_shapes())"
         )
     groups = [chosen[i : i + size] for i in range(0, len(chosen), size)]
     batches = _Batches(table.rows, groups)
@@ -118,7 +106,8 @@ def _table(graph: Graph, given: Any, num_samples: int | None, seed: int) -> _Tab
     if isinstance(given, Iterable):
         return _listed(graph, list(given))
     raise CalibrationError(
-        f"calibration() must return arrays by input name or a list of samples, not {type(given).__name__}"
+        "calibration() must return arrays by input name or a list of samples, "
+        f"not {type(given).__name__}"
     )
 
 
@@ -135,12 +124,17 @@ def _file(graph: Graph, path: Path) -> _Table:
         )
     try:
         return readers[path.suffix](graph, path)
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise CalibrationError(f"{path.name} cannot be read: {error}") from error
+    except CalibrationError:
+        raise
     except Exception as error:
-        if isinstance(error, CalibrationError):
-            raise
-        raise CalibrationError(f"{path.name} cannot be read: {error}") from error
+        raise CalibrationError(f"{path.name} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if "allow_pickle" in text or "Python objects" in text:
+        return "it holds pickled Python objects, and loading those runs code; save plain arrays"
+    return text
 
 
 def _npz(graph: Graph, path: Path) -> _Table:
@@ -175,45 +169,65 @@ def _folder(graph: Graph, path: Path) -> _Table:
         try:
             arrays = [np.load(files[i], allow_pickle=False) for i in indices]
             return {name: torch.from_numpy(np.stack(arrays))}
-        except (OSError, ValueError) as error:
-            raise CalibrationError(f"{path.name}: {error}") from error
+        except (OSError, ValueError, EOFError, TypeError) as error:
+            names = f"{files[indices[0]].name} to {files[indices[-1]].name}"
+            raise CalibrationError(f"{path.name}, {names}: {_reason(error)}") from error
 
     return _Table(len(files), rows, path.name)
 
 
 def _arrays(graph: Graph, arrays: Mapping[str, Any], source: str) -> _Table:
     _check_names(graph, set(arrays), source)
-    counts = {name: len(value) if np.ndim(value) else 0 for name, value in arrays.items()}
+    plain = {name: _plain(value, name, source) for name, value in arrays.items()}
+    counts = {name: len(value) if value.ndim else 0 for name, value in plain.items()}
     _check_counts(counts, source)
 
     def rows(indices: Sequence[int]) -> Mapping[str, Tensor]:
-        picked = {
-            n: np.ascontiguousarray(np.asarray(arrays[n])[list(indices)]) for n in graph.inputs
-        }
+        picked = {n: np.ascontiguousarray(plain[n][list(indices)]) for n in graph.inputs}
         return {n: torch.from_numpy(v) for n, v in picked.items()}
 
     return _Table(next(iter(counts.values())), rows, source)
 
 
 def _listed(graph: Graph, samples: list[Any]) -> _Table:
-    named = []
-    for sample in samples:
-        values = sample if isinstance(sample, Mapping | list | tuple) else [sample]
-        if not isinstance(values, Mapping):
-            if len(values) != len(graph.inputs):
-                raise CalibrationError(
-                    f"a sample of calibration() has {len(values)} value(s); "
-                    f"the model has the inputs {', '.join(graph.inputs)}"
-                )
-            values = dict(zip(graph.inputs, values, strict=True))
-        named.append({name: np.asarray(value) for name, value in values.items()})
-    for sample in named:
-        _check_names(graph, set(sample), "calibration()")
+    """Take samples with their batch axis, as ``inputs()`` gives them, and join them."""
+    source = "calibration()"
+    named = [_named(graph, sample, source) for sample in samples]
+    if not named:
+        return _Table(0, lambda indices: {}, source)
     try:
-        stacked = {n: np.concatenate([s[n] for s in named]) for n in graph.inputs} if named else {}
+        joined = {n: np.concatenate([s[n] for s in named]) for n in graph.inputs}
     except ValueError as error:
-        raise CalibrationError(f"samples of calibration() differ in shape: {error}") from error
-    return _arrays(graph, stacked, "calibration()") if named else _Table(0, dict, "calibration()")  # type: ignore[arg-type]
+        raise CalibrationError(f"samples of {source} cannot be joined: {error}") from error
+    return _arrays(graph, joined, source)
+
+
+def _named(graph: Graph, sample: Any, source: str) -> Mapping[str, Any]:
+    values = sample if isinstance(sample, Mapping | list | tuple) else [sample]
+    if not isinstance(values, Mapping):
+        if len(values) != len(graph.inputs):
+            raise CalibrationError(
+                f"a sample of {source} has {len(values)} value(s); "
+                f"the model's inputs are {', '.join(graph.inputs)}"
+            )
+        values = dict(zip(graph.inputs, values, strict=True))
+    _check_names(graph, set(values), source)
+    return {name: _plain(value, name, source) for name, value in values.items()}
+
+
+def _plain(value: Any, name: str, source: str) -> Any:
+    """Return a numpy array of numbers.
+
+    Raises:
+        CalibrationError: It is none.
+    """
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(f"{source}: {name} is no array of numbers: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise CalibrationError(f"{source}: {name} has dtype {array.dtype}; it must hold numbers")
+    return array
 
 
 def _random(graph: Graph, count: int, seed: int) -> _Table:
@@ -256,24 +270,44 @@ def _check_counts(counts: Mapping[str, int], source: str) -> None:
         raise CalibrationError(f"{source} has different numbers of samples ({listed})")
 
 
+def _check_number(table: _Table, wanted: int | None) -> None:
+    if table.count == 0:
+        raise CalibrationError(f"{table.source} holds no samples")
+    if table.count < MINIMUM:
+        raise CalibrationError(
+            f"{table.source} holds {table.count} sample(s); ranges from fewer than {MINIMUM} mean "
+            "nothing: give some hundred that are like what the model will see"
+        )
+    if wanted is not None and wanted > table.count:
+        raise CalibrationError(f"--num-samples {wanted}, but {table.source} holds {table.count}")
+
+
 def _check(graph: Graph, batches: Sequence[Batch], source: str) -> None:
     for index in range(len(batches)):
-        problems = []
-        for name, value in batches[index].items():
-            example, free = graph.inputs[name], graph.dynamic.get(name, {})
-            wrong = value.dim() != example.dim() or any(
-                value.shape[a] != example.shape[a] and a not in free for a in range(1, value.dim())
+        found = [_problem(graph, name, value) for name, value in batches[index].items()]
+        if problems := [p for p in found if p]:
+            raise CalibrationError(
+                f"{source} does not fit the model: {'; '.join(problems)} (batch {index})"
             )
-            if wrong:
-                shape = ["*" if a in free else s for a, s in enumerate(example.shape)][1:]
-                problems.append(f"{name}: a sample has shape {list(value.shape[1:])}, not {shape}")
-            elif value.dtype != example.dtype:
-                kinds = dtype_text(value.dtype), dtype_text(example.dtype)
-                problems.append(f"{name} is {kinds[0]}, the model takes {kinds[1]}")
-            elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                problems.append(f"{name} has NaN or infinite values in batch {index}")
-        if problems:
-            raise CalibrationError(f"{source} does not fit the model: {'; '.join(problems)}")
+
+
+def _problem(graph: Graph, name: str, value: Tensor) -> str | None:
+    example, free = graph.inputs[name], graph.dynamic.get(name, {})
+    if value.dim() != example.dim() or any(
+        value.shape[a] != example.shape[a] and a not in free for a in range(1, value.dim())
+    ):
+        sizes = [free[a].name if a in free else str(s) for a, s in enumerate(example.shape)][1:]
+        shape = "x".join(map(str, value.shape[1:])) or "()"
+        return f"a sample of {name} is {shape}, the model takes {'x'.join(sizes) or '()'}"
+    if value.dtype != example.dtype:
+        return f"{name} is {_dtype(value)}, the model takes {_dtype(example)}"
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        return f"{name} has NaN or infinite values"
+    return None
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _choose(count: int, wanted: int | None, seed: int) -> list[int]:

@@ -1,24 +1,27 @@
-"""MODEL as the user names it -> ``Source``: a model file, ``package.module:factory``, or a ``.pt2`` program.
+"""MODEL as the user names it -> ``Source``.
 
-A model file is the user's own Python and runs as such. Everything else is data: nothing is unpickled.
+A model file (or ``package.module:factory``) is the user's own Python and runs as such. A ``.pt2``
+program is data: nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qcompile.compiler.frontend.trace import Inputs, from_exported, trace
+from qcompile.compiler.frontend.user_code import describe, first_line, quiet
 from qcompile.compiler.ir.errors import ModelError, QCompileError
 from qcompile.compiler.ir.graph import Graph
 
@@ -57,19 +60,23 @@ def load(model: str) -> Source:
         ModelError: It does not exist, is no model, or raises; says which and where.
     """
     path = Path(model)
-    if path.suffix == ".pt2":
-        return _load_program(path)
     if path.suffix in PICKLES:
         raise ModelError(
-            f"{model} is a pickled checkpoint: it holds weights but no model, and loading it would run "
-            "code; write a model file with model() that builds the network and loads the weights from "
-            "safetensors (torch.load with weights_only=True, then safetensors.torch.save_file)"
+            f"{model} is a pickled checkpoint: it holds weights but no model, and loading it would "
+            "run code; write a model file with model() that builds the network and loads the "
+            "weights from safetensors (torch.load with weights_only=True, then "
+            "safetensors.torch.save_file)"
         )
-    if path.suffix == ".py":
-        return _from_hooks(_run_file(path), "model", path.stem, model)
+    if path.suffix in (".py", ".pt2"):
+        if not path.is_file():
+            found = "is a folder" if path.is_dir() else "does not exist"
+            raise ModelError(f"the model file {path} {found}")
+        return _load_program(path) if path.suffix == ".pt2" else _load_file(path)
     if ":" in model and "/" not in model:
         name, _, factory = model.partition(":")
-        return _from_hooks(_import(name), factory, factory, model)
+        with _importable(""):
+            hooks = _Hooks(_import(name), model, "")
+            return hooks.source(factory, factory, model)
     exists = "is neither" if path.exists() else "does not exist; MODEL is neither"
     raise ModelError(
         f"{model} {exists} a model file (.py), a program saved by torch.export (.pt2), "
@@ -83,94 +90,157 @@ def from_module(
     """Return the source for a module that is already there."""
     if not isinstance(module, nn.Module):
         raise ModelError(f"the model must be a torch.nn.Module, not {type(module).__name__}")
-    graph = trace(module, inputs, dynamic_shapes)
+    graph = _trace(module, inputs, dynamic_shapes)
     return Source(name or type(module).__name__.lower(), type(module).__name__, module, graph)
 
 
+@dataclass(frozen=True)
+class _Hooks:
+    """The functions of a model file.
+
+    Args:
+        module: That holds them.
+        where: What the user named, for errors.
+        folder: Whose modules they may import.
+    """
+
+    module: ModuleType
+    where: str
+    folder: str
+
+    def source(self, factory: str, name: str, shown: str) -> Source:
+        """Call them as far as the graph needs it."""
+        make = self.find(factory, f"has no function {factory}() that returns the model")
+        examples = self.find("inputs", "has no function inputs() that returns example inputs")
+        module = make()
+        if not isinstance(module, nn.Module):
+            raise ModelError(
+                f"{factory}() of {self.where} must return a torch.nn.Module, "
+                f"not {type(module).__name__}"
+            )
+        shapes = self.find("dynamic_shapes")
+        graph = _trace(module, examples(), shapes() if shapes else None)
+        return Source(
+            name,
+            shown,
+            module,
+            graph,
+            self.find("calibration"),
+            self.find("evaluate"),
+            getattr(self.module, "LICENSE", None),
+        )
+
+    def find(self, name: str, missing: str | None = None) -> Any:
+        """Return a hook whose errors are ``ModelError``; ``None`` if the file has none.
+
+        Raises:
+            ModelError: It is no function, or ``missing`` and not there.
+        """
+        hook = getattr(self.module, name, None)
+        if hook is None and missing is None:
+            return None
+        if not callable(hook):
+            odd = f"has {name}, which is no function but {type(hook).__name__}"
+            raise ModelError(f"{self.where} {odd if hook is not None else missing}")
+        return lambda *arguments: self._call(hook, name, arguments)
+
+    def _call(self, hook: Callable[..., Any], name: str, arguments: tuple[Any, ...]) -> Any:
+        try:
+            with torch.no_grad(), _importable(self.folder):
+                return hook(*arguments)
+        except QCompileError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"{name}() of {self.where} fails: {describe(error)}") from error
+
+
+def _load_file(path: Path) -> Source:
+    folder = str(path.parent.resolve())
+    with _importable(folder):
+        return _Hooks(_run_file(path), str(path), folder).source("model", path.stem, path.name)
+
+
 def _load_program(path: Path) -> Source:
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist")
     try:
-        program = torch.export.load(path)
+        with quiet(), _never_unpickling():
+            program = torch.export.load(path)
     except Exception as error:
         raise ModelError(
-            f"{path} is not a program that torch {torch.__version__} can load: {_first_line(error)}; "
-            "save it again with torch.export.save"
+            f"{path} is not a program that torch {torch.__version__} can load: "
+            f"{first_line(error)}; save it again with torch.export.save"
         ) from error
     return Source(path.stem, path.name, program.module(), from_exported(program))
 
 
-def _from_hooks(hooks: ModuleType, factory: str, name: str, where: str) -> Source:
-    make = getattr(hooks, factory, None)
-    if not callable(make):
-        raise ModelError(f"{where} has no function {factory}() that returns the model")
-    if not callable(getattr(hooks, "inputs", None)):
-        raise ModelError(f"{where} has no function inputs() that returns example inputs by name")
-    module = _call(make, factory, where)
-    if not isinstance(module, nn.Module):
+def _trace(module: nn.Module, inputs: Any, dynamic_shapes: Any) -> Graph:
+    if not isinstance(inputs, Mapping | list | tuple | Tensor):
         raise ModelError(
-            f"{factory}() of {where} must return a torch.nn.Module, not {type(module).__name__}"
+            "inputs() must give tensors, by name or in order; "
+            f"it gave {'nothing' if inputs is None else type(inputs).__name__}"
         )
-    inputs = _call(hooks.inputs, "inputs", where)
-    shapes = getattr(hooks, "dynamic_shapes", None)
-    dynamic = _call(shapes, "dynamic_shapes", where) if callable(shapes) else None
-    calibration, evaluate = getattr(hooks, "calibration", None), getattr(hooks, "evaluate", None)
-    graph = trace(module, inputs, dynamic)
-    shown = Path(where).name if where.endswith(".py") else where
-    return Source(
-        name, shown, module, graph, calibration, evaluate, getattr(hooks, "LICENSE", None)
-    )
+    if not isinstance(dynamic_shapes, Mapping | list | tuple | None):
+        raise ModelError(
+            "dynamic_shapes() must give free axes by input name, as torch.export takes them "
+            f'({{"image": {{0: torch.export.Dim("batch")}}}}), not {type(dynamic_shapes).__name__}'
+        )
+    with quiet():
+        return trace(module, inputs, dynamic_shapes)
 
 
 def _run_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ModelError(f"the model file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"_model_{path.stem}"  # registered, or the file's dataclasses do not find themselves
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _no_bytecode():
+            spec.loader.exec_module(module)
     except QCompileError:
         raise
-    except Exception as error:
-        raise ModelError(f"the model file {path} fails: {_describe(error)}") from error
-    finally:
-        sys.path.pop(0)
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"the model file {path} fails: {describe(error)}") from error
     return module
 
 
 def _import(name: str) -> ModuleType:
-    sys.path.insert(0, "")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise ModelError(f"there is no module {error.name!r} to import the model from") from error
-    except Exception as error:
-        raise ModelError(f"the module {name} fails: {_describe(error)}") from error
-    finally:
-        sys.path.pop(0)
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"the module {name} fails: {describe(error)}") from error
 
 
-def _call(function: Callable[[], Any], name: str, where: str) -> Any:
+@contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """Let the user's code import what lies beside it, as a script's own folder is."""
+    sys.path.insert(0, folder)
     try:
-        with torch.no_grad():
-            return function()
-    except QCompileError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{name}() of {where} fails: {_describe(error)}") from error
+        yield
+    finally:
+        with suppress(ValueError):  # the user's code may have changed sys.path itself
+            sys.path.remove(folder)
 
 
-def _describe(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "qcompile" not in Path(f.filename).parts and f.line]
-    own = [f for f in own if not f.filename.startswith("<")]
-    place = f" (at {own[-1].filename}:{own[-1].lineno})" if own else ""
-    return f"{_first_line(error)}{place}"
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Leave no __pycache__ beside the user's file."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+@contextmanager
+def _never_unpickling() -> Iterator[None]:
+    """Make ``torch.export.load`` refuse pickled objects, which run code; else it accepts them."""
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(variable) if before is None else os.environ.update({variable: before})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,10 @@ from torch.utils import _pytree as pytree
 
 from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.graph import DynamicDim, Graph, is_dynamic
+
+_FOLDERS = (Path(torch.__file__).parent, Path(__file__).parents[2])
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
+"""Where PyTorch's and our own files begin with."""
 
 Inputs = Mapping[str, Tensor] | Sequence[Tensor] | Tensor
 
@@ -46,11 +52,7 @@ def trace(module: nn.Module, inputs: Inputs, dynamic_shapes: Any = None) -> Grap
         try:
             program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
         except Exception as error:
-            raise ModelError(
-                f"torch.export refuses the model: {_first_line(error)}{_user_line(error)}; "
-                "rewrite that line without branching on tensor values "
-                "(torch.where, torch.cond), or name the axes that vary in dynamic_shapes()"
-            ) from error
+            raise ModelError(_export_refusal(error)) from error
     return from_exported(program, _dim_names(program, dynamic_shapes))
 
 
@@ -64,18 +66,15 @@ def from_exported(
         names: Names of free axes by input name and axis; others are called ``input_axis``.
 
     Raises:
-        ModelError: The program has no example inputs, mutates its buffers, or returns what is no tensor.
+        ModelError: The program has no example inputs, changes its buffers or inputs, or takes or
+            returns what is no tensor.
     """
     if program.example_inputs is None:
         raise ModelError("the .pt2 program was saved without example inputs; export it with them")
-    if mutated := sorted(program.graph_signature.buffers_to_mutate.values()):
-        raise ModelError(
-            f"the model changes its buffers while it runs ({', '.join(mutated)}); "
-            "an artifact has no memory between calls: pass the state in and return it"
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = program.run_decompositions({})
+        _refuse_memory(program)
         module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     args, kwargs = program.example_inputs
@@ -99,6 +98,20 @@ def from_exported(
         elif "val" not in node.meta and node.op == "call_function":
             graph.infer(node)
     return graph
+
+
+def _refuse_memory(program: ExportedProgram) -> None:
+    """Refuse what an artifact cannot do; only a program without in-place ops says so."""
+    if mutated := sorted(program.graph_signature.buffers_to_mutate.values()):
+        raise ModelError(
+            f"the model changes its buffers while it runs ({', '.join(mutated)}); "
+            "an artifact has no memory between calls: pass the state in and return it"
+        )
+    if mutated := sorted(program.graph_signature.user_inputs_to_mutate.values()):
+        raise ModelError(
+            f"the model writes into its inputs ({', '.join(mutated)}); "
+            "an artifact only returns outputs: change a copy (x = x.clone()) and return it"
+        )
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
@@ -156,7 +169,9 @@ def _flatten_outputs(module: fx.GraphModule, spec: pytree.TreeSpec) -> tuple[str
     (output,) = module.graph.find_nodes(op="output")
     flat = pytree.tree_leaves(output.args[0])
     paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(range(len(flat)), spec))[0]
-    names = [_output_name(path, index, len(flat)) for index, (path, _) in enumerate(paths)]
+    names = [_output_name(path, len(flat)) for path, _ in paths]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ModelError(f"two outputs are called {', '.join(twice)}; give their keys other names")
     keep = [(n, v) for n, v in zip(names, flat, strict=True) if v is not None]
     if bad := [n for n, v in keep if not isinstance(v, fx.Node)]:
         raise ModelError(f"outputs must be tensors; {', '.join(bad)} are not")
@@ -164,12 +179,12 @@ def _flatten_outputs(module: fx.GraphModule, spec: pytree.TreeSpec) -> tuple[str
     return tuple(n for n, _ in keep)
 
 
-def _output_name(path: Any, index: int, count: int) -> str:
-    parts = [str(getattr(p, "key", getattr(p, "name", ""))) for p in path]
-    named = [p for p in parts if p]
-    if named and not named[-1].isdigit():
-        return "_".join(named)
-    return "output" if count == 1 else f"output_{index}"
+def _output_name(path: Any, count: int) -> str:
+    """Join keys, names and indices: ``{"levels": [a, b]}`` gives levels_0 and levels_1."""
+    parts = [str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", "")))) for p in path]
+    if count == 1 and all(part.isdigit() for part in parts):
+        return "output"
+    return "_".join(parts if parts and not parts[0].isdigit() else ["output", *parts])
 
 
 def _dim_names(program: ExportedProgram, dynamic_shapes: Any) -> dict[tuple[str, int], str]:
@@ -218,11 +233,27 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def _export_refusal(error: BaseException) -> str:
+    text = str(error)
+    if not text.startswith("Constraints violated") or "Suggested fixes:" not in text:
+        return (
+            f"torch.export refuses the model: {_first_line(error)}{_user_line(error)}; "
+            "rewrite that line without branching on tensor values "
+            "(torch.where, torch.cond), or name the axes that vary in dynamic_shapes()"
+        )
+    reasons, rest = text.split("Suggested fixes:")
+    reason = reasons.splitlines()[1].strip(" -").split(". ")[0].rstrip(".")
+    fixes = [line.strip() for line in rest.strip().split("\n\n")[0].splitlines()]
+    return (
+        f"torch.export cannot leave the axes free as dynamic_shapes() asks: {reason}; "
+        f"it suggests: {', '.join(fixes)}"
+    )
+
+
 def _user_line(error: BaseException) -> str:
-    """Return `` (at FILE:LINE: source)`` of the innermost frame that is not PyTorch's."""
+    """Return `` (at FILE:LINE: source)`` of the innermost frame that is not PyTorch's or ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and "qcompile" not in f.filename]
-    own = [f for f in own if not f.filename.startswith("<")]
+    own = [f for f in frames if not f.filename.startswith(("<", *_LIBRARIES))]
     if not own:
         return ""
     return f" (at {own[-1].filename}:{own[-1].lineno}: {own[-1].line})"

@@ -50,10 +50,11 @@ class FloatSpec:
 
 @dataclass(frozen=True)
 class QuantParams:
-    """Scale and zero point of one tensor, shaped to broadcast against it.
+    """Scale and zero point of one tensor, shaped to broadcast against it but for groups.
 
     Args:
-        scale: float32, positive; ``[]`` per tensor, ``[1, C, 1, ...]`` per channel.
+        scale: float32, positive; ``[]`` per tensor, ``[1, C, 1, ...]`` per channel. Per group it has
+            the tensor's shape but for the axis, which counts groups: ``[out, groups]`` of ``[out, in]``.
         zero_point: int64, the same shape.
     """
 
@@ -71,7 +72,8 @@ class QuantSpec:
         symmetric: The zero point is 0, and the lowest signed code is not used (-127..127 for int8).
         granularity: What shares a scale.
         axis: The channel axis for ``per_channel``; the axis cut into groups for ``per_group``.
-        group_size: Elements along ``axis`` that share a scale, for ``per_group`` only.
+        group_size: Elements along ``axis`` that share a scale, for ``per_group`` only; the last group
+            may be shorter.
     """
 
     bits: int = 8
@@ -83,16 +85,24 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 3, 4, 5, 6, 7, 8, 16):
-            raise ValueError(f"QuantSpec has 2 to 8 or 16 bits, not {self.bits}")
+            raise ValueError(
+                f"QuantSpec has 2 to 8 or 16 bits, not {self.bits}: "
+                "give one of these, or use FloatSpec for floating point"
+            )
         if self.symmetric and not self.signed:
             raise ValueError("symmetric codes are signed: use signed=True, or symmetric=False")
         if (self.axis is None) != (self.granularity is Granularity.PER_TENSOR):
-            raise ValueError(f"axis={self.axis} does not fit granularity={self.granularity}")
+            raise ValueError(
+                f"axis={self.axis} does not fit granularity={self.granularity}: "
+                "give axis with per_channel and per_group, and only then"
+            )
         if (self.group_size is not None) != (self.granularity is Granularity.PER_GROUP):
             raise ValueError(
                 f"group_size={self.group_size} does not fit granularity={self.granularity}: "
                 "give group_size with per_group, and only then"
             )
+        if self.group_size is not None and self.group_size < 1:
+            raise ValueError(f"group_size={self.group_size} holds no element: give 1 or more")
 
     @property
     def qmin(self) -> int:
@@ -144,7 +154,7 @@ class QuantSpec:
         """Return the scale and zero point that cover ``low`` to ``high``; 0 is always exact.
 
         Args:
-            low: Smallest value(s), shaped to broadcast against the tensor.
+            low: Smallest value(s), in the shape of the scale (``QuantParams``).
             high: Largest value(s), the same shape.
 
         Source:
@@ -163,21 +173,30 @@ class QuantSpec:
         """Return the parameters that cover all of ``x``."""
         if self.granularity is Granularity.PER_TENSOR:
             return self.params(x.amin(), x.amax())
-        assert self.axis is not None
-        dims = [d for d in range(x.dim()) if d != self.axis % x.dim()]
-        return self.params(x.amin(dims, keepdim=True), x.amax(dims, keepdim=True))
+        axis = self._axis(x)
+        if self.group_size is None:
+            dims = [d for d in range(x.dim()) if d != axis]
+            return self.params(x.amin(dims, keepdim=True), x.amax(dims, keepdim=True))
+        missing = -x.shape[axis] % self.group_size
+        end = [0, 0] * (x.dim() - 1 - axis) + [0, missing]
+        padded = torch.nn.functional.pad(x, end)  # with 0, which every range covers
+        groups = padded.unflatten(axis, (-1, self.group_size))
+        return self.params(groups.amin(axis + 1), groups.amax(axis + 1))
 
     def encode(self, x: Tensor, params: QuantParams) -> Tensor:
         """Return the codes of ``x``: same shape, ``self.dtype``."""
+        params = self._expanded(params, x)
         codes = torch.round(x * (1.0 / params.scale)) + params.zero_point
         return codes.clamp(self.qmin, self.qmax).to(self.dtype)
 
     def decode(self, codes: Tensor, params: QuantParams) -> Tensor:
         """Return the real values of codes, float32."""
+        params = self._expanded(params, codes)
         return (codes.float() - params.zero_point) * params.scale
 
     def fake_quantize(self, x: Tensor, params: QuantParams) -> Tensor:
         """Return ``decode(encode(x))`` without the integers between."""
+        params = self._expanded(params, x)
         codes = torch.round(x * (1.0 / params.scale)) + params.zero_point
         return (codes.clamp_(self.qmin, self.qmax) - params.zero_point) * params.scale
 
@@ -199,6 +218,21 @@ class QuantSpec:
     def bits_per_weight(self, shape: tuple[int, ...]) -> float:
         """Return ``storage_bytes`` in bits for each element."""
         return 8 * self.storage_bytes(shape) / max(1, _count(shape))
+
+    def _axis(self, x: Tensor) -> int:
+        assert self.axis is not None
+        return range(x.dim())[self.axis]
+
+    def _expanded(self, params: QuantParams, x: Tensor) -> QuantParams:
+        """Return parameters that broadcast against ``x``: a group's are repeated for its elements."""
+        if self.group_size is None:
+            return params
+        axis, size = self._axis(x), self.group_size
+
+        def repeat(value: Tensor) -> Tensor:
+            return value.repeat_interleave(size, axis).narrow(axis, 0, x.shape[axis])
+
+        return QuantParams(repeat(params.scale), repeat(params.zero_point))
 
 
 Spec = QuantSpec | FloatSpec

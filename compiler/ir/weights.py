@@ -65,6 +65,7 @@ class Weights(MutableMapping[str, Tensor]):
         self._stored.pop(name, None)
 
     def __delitem__(self, name: str) -> None:
+        self.peek(name)  # a KeyError where there is none
         owner, attribute = self._owner(name)
         delattr(owner, attribute)
         self._stored.pop(name, None)

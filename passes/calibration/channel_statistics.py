@@ -1,4 +1,4 @@
-"""Range and power of each channel of a graph's values over all samples, one batch in memory."""
+"""Range and power of each channel of a graph's values over all samples, a batch a worker in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
-from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.calibration.parallel import each
+from qcompile.passes.calibration.samples import Batch, Samples
 
 
 @dataclass
@@ -27,9 +28,20 @@ class ChannelStatistics:
     high: Tensor
     power: Tensor
 
-    def scaled(self, factor: Tensor) -> ChannelStatistics:
-        """Return the statistics of the value times a positive factor a channel."""
-        return ChannelStatistics(self.low * factor, self.high * factor, self.power * factor**2)
+@dataclass
+class _Seen:
+    """What one batch gave: ``power`` is a sum here, over ``count`` values a channel."""
+
+    low: Tensor
+    high: Tensor
+    power: Tensor
+    count: int
+
+    def add(self, other: _Seen) -> None:
+        self.low = torch.minimum(self.low, other.low)
+        self.high = torch.maximum(self.high, other.high)
+        self.power = self.power + other.power
+        self.count += other.count
 
 
 def channel_statistics(
@@ -42,14 +54,20 @@ def channel_statistics(
         samples: All are used.
         axes: The nodes to look at, and the channel axis of each.
     """
+    total: dict[fx.Node, _Seen] = {}
+    for found in each(lambda i: _batch(graph, samples.batches[i], axes), range(len(samples))):
+        for node, seen in found.items():
+            if node in total:
+                total[node].add(seen)
+            else:
+                total[node] = seen
+    return {n: ChannelStatistics(s.low, s.high, s.power / s.count) for n, s in total.items()}
+
+
+def _batch(graph: Graph, batch: Batch, axes: Mapping[fx.Node, int]) -> dict[fx.Node, _Seen]:
     collector = _Collector(graph, axes)
-    for batch in samples:
-        with torch.no_grad():
-            collector.run(*(batch[name] for name in graph.inputs))
-    return {
-        node: ChannelStatistics(s.low, s.high, s.power / max(1, collector.counts[node]))
-        for node, s in collector.found.items()
-    }
+    collector.run(*(batch[name] for name in graph.inputs))
+    return collector.found
 
 
 class _Collector(fx.Interpreter):
@@ -57,8 +75,7 @@ class _Collector(fx.Interpreter):
         super().__init__(graph.module)
         self.weights = graph.weights
         self.axes = axes
-        self.found: dict[fx.Node, ChannelStatistics] = {}
-        self.counts: dict[fx.Node, int] = {}
+        self.found: dict[fx.Node, _Seen] = {}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.weights[str(target)]
@@ -66,20 +83,13 @@ class _Collector(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.axes and isinstance(value, Tensor) and value.numel():
-            self._update(n, value)
+            self.found[n] = _channels(value, self.axes[n] % value.dim())
         return value
 
-    def _update(self, node: fx.Node, value: Tensor) -> None:
-        axis = self.axes[node] % value.dim()
-        dims = [d for d in range(value.dim()) if d != axis]
-        low = value.amin(dims).double() if dims else value.double()
-        high = value.amax(dims).double() if dims else value.double()
-        power = value.square().sum(dims).double() if dims else value.double().square()
-        count = value.numel() // value.shape[axis]
-        if (seen := self.found.get(node)) is None:
-            self.found[node] = ChannelStatistics(low, high, power)
-            self.counts[node] = count
-            return
-        seen.low, seen.high = torch.minimum(seen.low, low), torch.maximum(seen.high, high)
-        seen.power = seen.power + power
-        self.counts[node] += count
+
+def _channels(value: Tensor, axis: int) -> _Seen:
+    dims = [d for d in range(value.dim()) if d != axis]
+    low = value.amin(dims).double() if dims else value.double()
+    high = value.amax(dims).double() if dims else value.double()
+    power = value.square().sum(dims).double() if dims else value.double().square()
+    return _Seen(low, high, power, value.numel() // value.shape[axis])

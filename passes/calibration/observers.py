@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from qcompile.compiler.ir.quant import QuantParams, QuantSpec
+from qcompile.passes.calibration.parallel import each
 
 BINS = 8192
 MOMENTUM = 0.9
@@ -45,7 +47,7 @@ class Histogram:
     counts: Tensor
     average: Range
 
-    @property
+    @cached_property
     def centers(self) -> Tensor:
         """Middle of each bin, ``[BINS]``."""
         width = (self.high - self.low) / BINS
@@ -53,13 +55,38 @@ class Histogram:
 
     def error(self, spec: QuantSpec, params: QuantParams) -> float:
         """Return the mean squared error of quantizing the values so; zeros are exact."""
-        centers = self.centers
+        one = QuantParams(params.scale.reshape(1, 1), params.zero_point.reshape(1, 1))
+        return float(self.errors(spec, one)[0])
+
+    def errors(self, spec: QuantSpec, params: QuantParams) -> Tensor:
+        """Return the error of each of several parameters, ``[candidates]``.
+
+        A value inside the range has the error of uniform rounding, step**2 / 12; one outside, the
+        distance to the nearest end.
+
+        Args:
+            spec: Format of the codes.
+            params: ``[candidates, 1]``.
+        """
         step = params.scale.double()
-        codes = (centers / step).round() + params.zero_point
-        values = (codes.clamp(spec.qmin, spec.qmax) - params.zero_point) * step
-        inside = (codes >= spec.qmin) & (codes <= spec.qmax)
-        square = torch.where(inside, step**2 / 12, (centers - values).square())
-        return float((square * self.counts).sum() / self.counts.sum().clamp(min=1))
+        low = (spec.qmin - params.zero_point - 0.5) * step
+        high = (spec.qmax - params.zero_point + 0.5) * step
+        first = torch.searchsorted(self.centers, low).flatten()
+        last = torch.searchsorted(self.centers, high).flatten()
+        count, mean, square = self._sums
+        inside = count[last] - count[first]
+        error = inside * step.flatten() ** 2 / 12
+        for end, part in ((spec.qmin, (0, first)), (spec.qmax, (last, BINS))):
+            edge = ((end - params.zero_point) * step).flatten()
+            n, m, s = (total[part[1]] - total[part[0]] for total in (count, mean, square))
+            error = error + (s - 2 * edge * m + edge**2 * n).clamp(min=0)
+        return error / count[-1].clamp(min=1)
+
+    @cached_property
+    def _sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return running sums of the counts, the values and their squares, ``[BINS + 1]`` each."""
+        parts = (self.counts, self.counts * self.centers, self.counts * self.centers**2)
+        return tuple(torch.cat([torch.zeros(1).double(), p.cumsum(0)]) for p in parts)  # type: ignore[return-value]
 
 
 def histogram(batches: Sequence[Tensor], limit: int = 1 << 21) -> Histogram:
@@ -69,18 +96,21 @@ def histogram(batches: Sequence[Tensor], limit: int = 1 << 21) -> Histogram:
         batches: Any shapes. Zeros are left out: they cost nothing in any range.
         limit: Beyond this many values an evenly spaced part is counted; the range is of all.
     """
-    lows = [float(b.min()) for b in batches]
-    highs = [float(b.max()) for b in batches]
+    ends = each(lambda b: (float(b.min()), float(b.max())), batches)
+    lows, highs = [low for low, _ in ends], [high for _, high in ends]
     low, high = min(0.0, *lows), max(0.0, *highs)
     average = _moving_average(lows), _moving_average(highs)
     counts = torch.zeros(BINS, dtype=torch.float64)
     if high == low:
         return Histogram(low, low + 1.0, counts, average)
     stride = max(1, sum(b.numel() for b in batches) // limit)
-    for batch in batches:
+
+    def count(batch: Tensor) -> Tensor:
         values = batch.flatten()[::stride]
-        values = values[values != 0]
-        counts += torch.histc(values, BINS, low, high).double()
+        return torch.histc(values[values != 0], BINS, low, high).double()
+
+    for part in each(count, batches):
+        counts += part
     return Histogram(low, high, counts, average)
 
 
@@ -104,13 +134,13 @@ def _percentile(share: float) -> Callable[[Histogram, QuantSpec], Range]:
 
 
 def _mse(seen: Histogram, spec: QuantSpec) -> Range:
-    best, least = (seen.low, seen.high), float("inf")
+    best = (seen.low, seen.high)
     shares = [1 - i / 64 for i in range(48)]
     for _ in range(2):
-        for low, high in _around(best, seen, shares):
-            params = spec.params(torch.tensor(low), torch.tensor(high))
-            if (error := seen.error(spec, params)) < least:
-                best, least = (low, high), error
+        ranges = [best, *_around(best, seen, shares)]
+        ends = torch.tensor(ranges, dtype=torch.float64)
+        errors = seen.errors(spec, spec.params(ends[:, :1], ends[:, 1:]))
+        best = ranges[int(errors.argmin())]
     return best
 
 
@@ -125,7 +155,7 @@ def _entropy(seen: Histogram, spec: QuantSpec) -> Range:
     """Source: TensorRT's 8-bit inference talk (Migacz 2017); here ranges keep their asymmetry."""
     best, least = (seen.low, seen.high), float("inf")
     levels = spec.qmax - spec.qmin
-    for share in [1 - i / 32 for i in range(24)]:
+    for share in [1 - i / 16 for i in range(12)]:
         low, high = seen.low * share, seen.high * share
         centers = seen.centers
         inside = (centers >= low) & (centers <= high)

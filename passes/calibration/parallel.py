@@ -26,7 +26,9 @@ def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
 
 @cache
 def _workers() -> ThreadPoolExecutor:
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return ThreadPoolExecutor(count, "qcompile", initializer=_prepare)
 
 

@@ -74,7 +74,8 @@ class ActivationStore:
             return value
         if self.used + value.nbytes <= self.max_bytes:
             self.used += value.nbytes
-            return value
+            whole = value.untyped_storage().nbytes()
+            return value.clone() if whole > value.nbytes else value  # a view keeps all it looks at
         return self._spill(value)
 
     def get(self, item: Any) -> Any:

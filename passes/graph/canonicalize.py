@@ -1,9 +1,9 @@
 """Give each activation and each layer one spelling, so that later passes need to know only that one.
 
-Before:  y = hardtanh(x, 0, 6);  z = relu6(a);  v = addmm(b, c, permute(w, [1, 0]))
-After:   y = clamp(x, 0, 6);     z = clamp(a, 0, 6);  v = linear(c, w, b)
+Before:  y = hardtanh(x, 0, 6);  z = threshold(a, 0, 0);  v = addmm(b, c, permute(w, [1, 0]))
+After:   y = clamp(x, 0, 6);     z = relu(a);             v = linear(c, w, b)
 
-A view becomes a reshape, which also holds where a later pass removes a copy before it.
+Likewise relu6, clamp and clamp_min; mm and matmul; pad becomes constant_pad_nd. A view becomes a reshape, which also holds where a later pass removes a copy before it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from qcompile.passes.base import Pass
 
 _CLAMP = aten.clamp.default
 _LINEAR = aten.linear.default
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
 
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Rewrite hardtanh, relu6, clamp_min and threshold to clamp or relu, addmm and mm to linear, view to reshape."""
+    """Spell bounds as clamp or relu, products with a transposed weight as linear, views as reshape."""
 
     name = "canonicalize"
 
@@ -64,6 +65,16 @@ def _clamp(node: fx.Node) -> tuple[Any, ...] | None:
     return None
 
 
+def _threshold(node: fx.Node) -> tuple[Any, ...] | None:
+    return (aten.relu.default, node.args[0]) if tuple(node.args[1:]) == (0, 0) else None
+
+
+def _pad(node: fx.Node) -> tuple[Any, ...] | None:
+    if _argument(node, 2, "mode", "constant") != "constant":
+        return None
+    return aten.constant_pad_nd.default, *node.args[:2], _argument(node, 3, "value", None) or 0
+
+
 def _addmm(node: fx.Node) -> tuple[Any, ...] | None:
     bias, x, weight = node.args[:3]
     if node.kwargs or (transposed := _transposed(weight)) is None:
@@ -77,16 +88,18 @@ def _mm(node: fx.Node) -> tuple[Any, ...] | None:
 
 
 def _transposed(node: Any) -> fx.Node | None:
-    """Return the constant whose transpose this node is."""
-    if not isinstance(node, fx.Node) or node.op != "call_function":
+    """Return the constant matrix whose transpose this node is."""
+    if not isinstance(node, fx.Node) or node.target not in _TRANSPOSES:
         return None
-    is_transpose = node.target == aten.t.default or (
-        node.target == aten.permute.default and list(node.args[1]) == [1, 0]  # type: ignore[arg-type]
-    )
     source = node.args[0]
-    if is_transpose and isinstance(source, fx.Node) and source.op == "get_attr":
-        return source
-    return None
+    if not isinstance(source, fx.Node) or source.op != "get_attr" or node.meta["val"].dim() != 2:
+        return None
+    given: Any = node.args[1:]
+    if node.target == aten.permute.default:
+        swaps = [axis % 2 for axis in given[0]] == [1, 0]
+    else:
+        swaps = not given or given[0] % 2 != given[1] % 2
+    return source if swaps else None
 
 
 _SPELLINGS: dict[Any, Callable[[fx.Node], tuple[Any, ...] | None]] = {
@@ -96,5 +109,8 @@ _SPELLINGS: dict[Any, Callable[[fx.Node], tuple[Any, ...] | None]] = {
     aten.clamp.default: _clamp,
     aten.addmm.default: _addmm,
     aten.mm.default: _mm,
+    aten.matmul.default: _mm,
+    aten.threshold.default: _threshold,
+    aten.pad.default: _pad,
     aten.view.default: lambda node: (aten.reshape.default, *node.args),
 }

@@ -23,7 +23,7 @@ from qcompile.compiler.ir.ops import aten
 CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 LAYERS = (*CONVOLUTIONS, aten.linear.default)
 CLAMPS = (aten.clamp.default, aten.clamp.Tensor)
-_SAME_SHAPE = (aten.relu.default, aten.leaky_relu.default, *CLAMPS)
+_SAME_SHAPE = (aten.relu.default, aten.leaky_relu.default)
 _POOLS = (
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
@@ -33,7 +33,8 @@ _POOLS = (
     aten.upsample_bilinear2d.vec,
 )
 _FLATTENINGS = (aten.flatten.using_ints, aten.view.default, aten.reshape.default)
-_CUTS = (aten.slice.Tensor, aten.constant_pad_nd.default)
+_SLICE = aten.slice.Tensor
+_CUTS = (_SLICE, aten.constant_pad_nd.default)
 
 
 @dataclass
@@ -51,6 +52,13 @@ class ChannelLinks:
     ids: dict[fx.Node, Tensor]
     frozen: Tensor
     layers: list[fx.Node]
+
+    def inputs(self, layer: fx.Node) -> Tensor | None:
+        """Return the class of each input channel of a layer; ``None`` where they have none."""
+        source = layer.args[0]
+        if not isinstance(source, fx.Node) or self.axes.get(source) != self.axes[layer]:
+            return None
+        return self.ids[source]
 
 
 def find_links(graph: Graph) -> ChannelLinks:
@@ -97,7 +105,9 @@ class _Finder:
         assert isinstance(source, fx.Node)
         rank = source.meta["val"].dim()
         is_conv = node.target in CONVOLUTIONS
-        batched = not is_conv or rank == (node.args[1].meta["val"].dim())  # type: ignore[union-attr]
+        weight = node.args[1]
+        assert isinstance(weight, fx.Node)
+        batched = not is_conv or rank == weight.meta["val"].dim()
         axis = (1 if batched else 0) if is_conv else rank - 1
         if source in self.axes and self.axes[source] != axis:
             self._freeze(source)
@@ -106,7 +116,9 @@ class _Finder:
 
     def _linked(self, node: fx.Node) -> bool:
         if node.target in (*_SAME_SHAPE, *_POOLS):
-            return self._like(node, node.args[0]) and self._homogeneous(node)
+            return self._like(node, node.args[0])
+        if node.target in CLAMPS:
+            return self._clamp(node)
         if node.target == aten.add.Tensor:
             return self._sum(node)
         if node.target == aten.cat.default:
@@ -123,14 +135,17 @@ class _Finder:
         self.axes[node], self.ids[node] = self.axes[source], self.ids[source]
         return True
 
-    def _homogeneous(self, node: fx.Node) -> bool:
-        if node.target not in CLAMPS:
-            return True
+    def _clamp(self, node: fx.Node) -> bool:
+        """Follow a clamp; a lower bound other than 0, or one that is computed, fixes the scale."""
+        if not _same_shape(node, node.args[0]) or not self._like(node, node.args[0]):
+            return False
+        bounds = [n for n in node.args[1:] if isinstance(n, fx.Node)]
         low = node.args[1] if len(node.args) > 1 else None
         low = self.graph.constant(low) if isinstance(low, fx.Node) else low
-        if low is None or float(torch.as_tensor(low).abs().max()) == 0.0:
-            return True
-        self._freeze(node)
+        if any(self.graph.constant(n) is None for n in bounds):
+            self._freeze_arguments(node)
+        elif low is not None and bool(torch.as_tensor(low).any()):
+            self._freeze(node)
         return True
 
     def _sum(self, node: fx.Node) -> bool:
@@ -152,7 +167,8 @@ class _Finder:
             return False
         axis = self.axes[parts[0]]
         rank = node.meta["val"].dim()
-        if (node.args[1] if len(node.args) > 1 else 0) % rank == axis:  # type: ignore[operator]
+        dim: Any = node.args[1] if len(node.args) > 1 else 0
+        if dim % rank == axis:
             self.axes[node], self.ids[node] = axis, [i for p in parts for i in self.ids[p]]
             return True
         for part in parts[1:]:
@@ -164,20 +180,27 @@ class _Finder:
         source: Any = node.args[0]
         if source not in self.ids:
             return False
+        return self._slice(node, source) if node.target == _SLICE else self._pad(node, source)
+
+    def _slice(self, node: fx.Node, source: fx.Node) -> bool:
+        given: list[Any] = list(node.args[1:])
+        dim, start, end, step = (*given, *(0, None, None, 1)[len(given) :])
         axis = self.axes[source]
-        if node.target == aten.slice.Tensor:
-            dim, start, end, step = (*node.args[1:], *(0, None, None, 1)[len(node.args) - 1 :])
-            if dim % node.meta["val"].dim() != axis:  # type: ignore[operator]
-                return self._like(node, source)
-            if any(isinstance(bound, fx.Node) for bound in (start, end, step)):
-                return False
-            self.axes[node], self.ids[node] = axis, self.ids[source][start:end:step]
-            return True
-        padding: Any = node.args[1]
-        if len(node.args) > 2 and node.args[2] != 0:
+        if dim % node.meta["val"].dim() != axis:
+            return self._like(node, source)
+        if any(isinstance(bound, fx.Node) for bound in (start, end, step)):
             return False
+        self.axes[node], self.ids[node] = axis, self.ids[source][start:end:step]
+        return True
+
+    def _pad(self, node: fx.Node, source: fx.Node) -> bool:
+        padding: Any = node.args[1]
+        axis = self.axes[source]
         from_last = 2 * (node.meta["val"].dim() - 1 - axis)
         before, after = (*padding, *[0] * 16)[from_last : from_last + 2]
+        is_zero = len(node.args) < 3 or node.args[2] == 0
+        if not is_zero or isinstance(before, fx.Node) or isinstance(after, fx.Node):
+            return False
         if min(before, after) < 0:
             return False
         self.axes[node] = axis
@@ -227,6 +250,12 @@ class _Finder:
         self.parents[high] = low
 
 
-def _same_shape(left: fx.Node, right: fx.Node) -> bool:
+def layer_groups(layer: fx.Node) -> int:
+    """Return into how many groups a layer divides its channels."""
+    groups: Any = layer.args[6] if len(layer.args) > 6 else 1
+    return int(groups)
+
+
+def _same_shape(left: fx.Node, right: Any) -> bool:
     a, b = left.meta["val"], right.meta["val"]
     return isinstance(a, Tensor) and [str(s) for s in a.shape] == [str(s) for s in b.shape]

@@ -29,7 +29,10 @@ _LAYERS = {
 
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Fold where the layer has no other user and ungrouped transposes; computed in float64."""
+    """Fold where the norm alone reads the layer, both count the same axis, and all is constant.
+
+    A grouped transposed convolution stays. Computed in float64.
+    """
 
     name = "fold-batch-norm"
 
@@ -38,16 +41,11 @@ class FoldBatchNorm(Pass):
 
     def _fold(self, graph: Graph, norm: fx.Node) -> int:
         layer = norm.args[0]
-        if not isinstance(layer, fx.Node) or layer.target not in _LAYERS or len(layer.users) > 1:
+        if not isinstance(layer, fx.Node) or not _is_foldable(graph, layer, norm):
             return 0
         results = list(norm.users)
-        if any(u.target is not operator.getitem or u.args[1] != 0 for u in results):
-            return 0
-        weight_node, axis = layer.args[1], _LAYERS[layer.target]
-        weight = graph.constant(weight_node)
-        if weight is None or (axis == 1 and len(layer.args) > 6 and layer.args[6] != 1):
-            return 0
-        assert isinstance(weight_node, fx.Node)
+        weight, axis = graph.constant(layer.args[1]), _LAYERS[layer.target]
+        assert weight is not None
         factor, shift = _affine(graph, norm, weight.shape[axis])
         shape = [-1 if d == axis else 1 for d in range(weight.dim())]
         scaled = (weight.double() * factor.reshape(shape)).to(weight.dtype)
@@ -74,6 +72,20 @@ class FoldBatchNorm(Pass):
         args = list(layer.args) + [None] * max(0, 3 - len(layer.args))
         args[1:3] = [own_weight, own_bias]
         layer.args = tuple(args)
+
+
+def _is_foldable(graph: Graph, layer: fx.Node, norm: fx.Node) -> bool:
+    if layer.target not in _LAYERS or len(layer.users) > 1:
+        return False
+    if any(u.target is not operator.getitem or u.args[1] != 0 for u in norm.users):
+        return False
+    constants = [*layer.args[2:3], *norm.args[1:5]]
+    if any(n is not None and graph.constant(n) is None for n in constants):
+        return False
+    weight = graph.constant(layer.args[1])
+    if weight is None or layer.meta["val"].dim() != weight.dim():
+        return False  # then the layer's channels are not axis 1, which is the norm's
+    return _LAYERS[layer.target] == 0 or len(layer.args) <= 6 or layer.args[6] == 1
 
 
 def _affine(graph: Graph, norm: fx.Node, channels: int) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ class FoldScaling(Pass):
             source = node.args[0]
             assert isinstance(source, fx.Node)
             codes, scale, *rest = source.args
+            assert isinstance(scale, float)
             with graph.before(node):
                 new = graph.add_call(DEQUANTIZE, codes, scale * factor(node), *rest)
             graph.replace(node, new)

@@ -15,26 +15,33 @@ from torch import Tensor, fx
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.quant import Granularity, QuantSpec
 from qcompile.passes.calibration.channel_statistics import ChannelStatistics
-from qcompile.passes.graph.channel_links import CLAMPS, ChannelLinks
+from qcompile.passes.graph.channel_links import CLAMPS, ChannelLinks, layer_groups
 from qcompile.passes.graph.fusion import stored_values
-from qcompile.passes.graph.rescale import clamp_bounds, input_columns
+from qcompile.passes.graph.rescale import clamp_bounds
 
 SMALLEST_SHARE = 1e-4
 """A channel is never amplified as if it were quieter than this share of the loudest."""
 
+WORTHWHILE = 0.99
+"""Factors change only where they leave at most this share of a stream's noise."""
+
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_CHUNK = 1 << 20
+"""Elements of what is computed at once for several candidates."""
 
 
 @dataclass(eq=False)
 class _Layer:
-    """What the model keeps of one layer; ``[out, in / groups]`` but for ``outputs``.
+    """What the model keeps of one layer.
 
     Args:
         outputs: Class of each output channel, ``[out]``.
-        inputs: Class of each weight's input channel; ``None`` where the input is in no class.
-        largest: Largest magnitude over the kernel.
-        squares: Sum of squares over the kernel, relative to the power of the output.
-        read: Power of the input that this weight reads, times kernel size, relative likewise.
+        inputs: Class of each input channel, ``[groups, in / groups]``; ``None`` without classes.
+        largest: Largest magnitude over the kernel, ``[groups, out / groups, in / groups]``.
+        squares: Sum of squares over kernel and outputs, relative to the power of the output, shaped
+            like ``inputs``.
+        read: Power of the input that each weight reads, times kernel size, relative likewise, shaped
+            like ``largest``.
     """
 
     outputs: Tensor
@@ -42,6 +49,12 @@ class _Layer:
     largest: Tensor
     squares: Tensor
     read: Tensor
+
+    def columns(self, factors: Tensor) -> Tensor:
+        """Return the factors of the input channels, ``[candidates, groups, in / groups]``."""
+        if self.inputs is None:
+            return torch.ones(1, *self.squares.shape, dtype=torch.float64)
+        return factors[:, self.inputs]
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class NoiseModel:
         self.count = len(links.frozen)
         self.stored = [n for n in stored_values(graph) if n in links.ids]
         self.layers = [self._layer(n) for n in links.layers]
-        self.peak = self._largest_of(lambda s: torch.maximum(s.high, -s.low))
+        self.peak = self._peaks()
         self.ceiling = self._ceilings(margin)
         self.magnitudes = self._magnitudes()
 
@@ -93,21 +106,32 @@ class NoiseModel:
                 factors = self._improve(factors, stream)
         return factors
 
-    def noise(self, factors: Tensor, stream: _Stream) -> float:
-        """Return the relative noise of all that a stream touches."""
-        gain = self._gains(factors, stream.readers)
-        total = sum(self._activation_noise(n, factors, gain) for n in stream.values)
-        total += sum(self._weight_noise(layer, factors) for layer in stream.layers)
-        return float(total)
+    def noise(self, factors: Tensor, stream: _Stream) -> Tensor:
+        """Return the relative noise of all that a stream touches.
+
+        Args:
+            factors: ``[candidates, classes]``.
+            stream: One of the graph's.
+
+        Returns:
+            float64 ``[candidates]``.
+        """
+        gain = self._gains(stream.readers)
+        total = torch.zeros(len(factors), dtype=torch.float64)
+        for node in stream.values:
+            total += self._activation_noise(node, factors, gain)
+        for layer in stream.layers:
+            total += self._weight_noise(layer, factors, layer in stream.readers)
+        return total
 
     def _improve(self, factors: Tensor, stream: _Stream) -> Tensor:
-        best, least = factors, self.noise(factors, stream)
-        for candidate in self._candidates(stream.members):
-            trial = factors.clone()
-            trial[stream.members] = candidate
-            if (noise := self.noise(trial, stream)) < least * (1 - 1e-6):
-                best, least = trial, noise
-        return best
+        candidates = torch.stack(self._candidates(stream.members))
+        trials = factors.repeat(1 + len(candidates), 1)
+        trials[1:, stream.members] = candidates
+        noise = self.noise(trials, stream)
+        ties = noise <= noise.min() * (1 + 1e-9)  # the first of them, however sums were rounded
+        best = int(ties.nonzero()[0])
+        return trials[best] if bool(noise[best] < WORTHWHILE * noise[0]) else factors
 
     def _candidates(self, members: Tensor) -> list[Tensor]:
         """Return formulas for a stream: 1 / range**a * column**b / row**c, bounded, mean 1."""
@@ -115,14 +139,15 @@ class NoiseModel:
         peak = peak.clamp(min=float(peak.max()) * SMALLEST_SHARE + 1e-30)
         ceiling = self.ceiling[members]
         row, column = (m[members].clamp(min=1e-30) for m in self.magnitudes)
-        found = []
+        bounded, found = bool(torch.isfinite(ceiling).any()), []
+        if bounded:
+            found = [torch.where(torch.isfinite(ceiling), ceiling**a, 1.0) for a in _EXPONENTS]
         for a, b, c in itertools.product(_EXPONENTS, _EXPONENTS, (0.0, 0.5)):
             if a + b + c > 1:
                 continue
             raw = peak**-a * column**b * row**-c
-            if bool(torch.isfinite(ceiling).any()):
+            if bounded:
                 found.append(torch.minimum(ceiling, raw / raw.min()).clamp(min=1.0))
-                found.append(torch.where(torch.isfinite(ceiling), ceiling**a, 1.0))
             else:
                 found.append(raw / raw.log().mean().exp())
         return [_power_of_two_free(f) for f in found]
@@ -150,22 +175,25 @@ class NoiseModel:
     def _layer(self, node: fx.Node) -> _Layer:
         weight, source = self.graph.constant(node.args[1]), node.args[0]
         assert weight is not None
-        flat = weight.double().reshape(*weight.shape[:2], -1)
+        assert isinstance(source, fx.Node)
+        groups = layer_groups(node)
+        kernels = weight.double().reshape(groups, -1, weight.shape[1], weight[0, 0].numel())
         power = float(self.statistics[node].power.sum()) + 1e-30
-        read = torch.full(weight.shape[:2], flat.shape[2] / power, dtype=torch.float64)
+        read = torch.full(kernels.shape[:3], kernels.shape[3] / power, dtype=torch.float64)
         inputs = None
-        if source in self.links.ids:
-            columns = input_columns(node, weight)
-            inputs = self.links.ids[source][columns]
-            read = read * self.statistics[source].power[columns]
-        squares = flat.square().sum(2) / power
-        return _Layer(self.links.ids[node], inputs, flat.abs().amax(2), squares, read)
+        if (ids := self.links.inputs(node)) is not None:
+            inputs = ids.reshape(groups, -1)
+            read = read * self.statistics[source].power.reshape(groups, 1, -1)
+        squares = kernels.square().sum((1, 3)) / power
+        return _Layer(self.links.ids[node], inputs, kernels.abs().amax(3), squares, read)
 
-    def _largest_of(self, of) -> Tensor:  # type: ignore[no-untyped-def]
+    def _peaks(self) -> Tensor:
+        """Return the largest magnitude of each class in what is stored."""
         found = torch.zeros(self.count, dtype=torch.float64)
         for node in self.stored:
-            ids = self.links.ids[node]
-            found = found.scatter_reduce(0, ids, of(self.statistics[node]), "amax")
+            seen = self.statistics[node]
+            magnitude = torch.maximum(seen.high, -seen.low)
+            found = found.scatter_reduce(0, self.links.ids[node], magnitude, "amax")
         return found
 
     def _ceilings(self, margin: float) -> Tensor:
@@ -188,9 +216,10 @@ class NoiseModel:
         row = torch.zeros(self.count, dtype=torch.float64)
         column = torch.zeros(self.count, dtype=torch.float64)
         for layer in self.layers:
-            row = row.scatter_reduce(0, layer.outputs, layer.largest.amax(1), "amax")
+            row = row.scatter_reduce(0, layer.outputs, layer.largest.amax(2).flatten(), "amax")
             if (ids := layer.inputs) is not None:
-                column = column.scatter_reduce(0, ids.flatten(), layer.largest.flatten(), "amax")
+                most = layer.largest.amax(1).flatten()
+                column = column.scatter_reduce(0, ids.flatten(), most, "amax")
         return row, column
 
     def _stream(self, members: Tensor) -> _Stream:
@@ -204,33 +233,34 @@ class NoiseModel:
             layers += [la for la in written if la not in readers]
         return _Stream(members, values, readers, layers)
 
-    def _gains(self, factors: Tensor, readers: list[_Layer]) -> Tensor:
-        """Return how much noise of variance 1 in a class adds to its readers, relative."""
+    def _gains(self, readers: list[_Layer]) -> Tensor:
+        """Return how much noise of variance 1 in a class of factor 1 adds to its readers, relative."""
         gain = torch.zeros(self.count, dtype=torch.float64)
         for layer in readers:
             assert layer.inputs is not None
-            share = layer.squares / factors[layer.inputs] ** 2
-            gain.index_add_(0, layer.inputs.flatten(), share.flatten())
+            gain.index_add_(0, layer.inputs.flatten(), layer.squares.flatten())
         return gain
 
-    def _activation_noise(self, node: fx.Node, factors: Tensor, gain: Tensor) -> float:
-        ids = self.links.ids[node]
-        seen = self.statistics[node].scaled(factors[ids])
-        low, high = float(seen.low.min()), float(seen.high.max())
-        span = max(high, 0.0) - min(low, 0.0)
+    def _activation_noise(self, node: fx.Node, factors: Tensor, gain: Tensor) -> Tensor:
+        ids, seen = self.links.ids[node], self.statistics[node]
+        scale = factors[:, ids]
+        low, high = (seen.low * scale).amin(1), (seen.high * scale).amax(1)
+        span = high.clamp(min=0) - low.clamp(max=0)
         levels = self.activation.qmax - self.activation.qmin
-        return (span / levels) ** 2 / 12 * float(gain[ids].sum())
+        passed: Tensor = (gain[ids] / scale**2).sum(1)
+        return (span / levels) ** 2 / 12 * passed
 
-    def _weight_noise(self, layer: _Layer, factors: Tensor) -> float:
-        rows = factors[layer.outputs]
-        columns = torch.ones(()) if layer.inputs is None else factors[layer.inputs]
-        scaled = layer.largest / columns
+    def _weight_noise(self, layer: _Layer, factors: Tensor, reads: bool) -> Tensor:
+        columns = layer.columns(factors if reads else factors[:1])
+        share = max(1, _CHUNK // layer.largest.numel())
+        parts = [(layer.largest * c[:, :, None]).amax(3) for c in columns.reciprocal().split(share)]
+        top = torch.cat(parts).flatten(1)
         if self.weight.granularity is Granularity.PER_TENSOR:
-            top = (scaled * rows[:, None]).amax() / rows
-        else:
-            top = scaled.amax(1)
-        step = (top / self.weight.qmax) ** 2 / 12
-        return float((step * (layer.read * columns**2).sum(1)).sum())
+            rows = factors[:, layer.outputs]
+            top = (top * rows).amax(1, keepdim=True) / rows
+        power = torch.einsum("goi,kgi->kgo", layer.read, columns**2).flatten(1)
+        noise: Tensor = ((top / self.weight.qmax) ** 2 / 12 * power).sum(1)
+        return noise
 
 
 def _power_of_two_free(factors: Tensor) -> Tensor:

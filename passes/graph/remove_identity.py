@@ -1,4 +1,4 @@
-"""Remove what does nothing at inference: dropout, identity, detach, copies, casts to the same dtype.
+"""Remove what does nothing at inference: dropout, detach, copies, casts to the same dtype, checks of one.
 
 Before:  d = dropout(x, 0.5, False);  y = linear(d, w)
 After:   y = linear(x, w)
@@ -36,17 +36,30 @@ _IF_SAME = (
 
 @dataclass(frozen=True)
 class RemoveIdentity(Pass):
-    """Replace each use of such a call's result with its input; a copy that a view needs stays."""
+    """Replace each use of such a call's result with its input; a copy that a view needs stays.
+
+    A cast leaves behind a check of its input's dtype, which is static: it goes too.
+    """
 
     name = "remove-identity"
 
     def run(self, graph: Graph) -> int:
-        removed = [n for n in graph.calls(*_ALWAYS, *_DROPOUTS, *_IF_SAME) if _does_nothing(n)]
-        for node in removed:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            graph.replace(node, source)
-        return len(removed)
+        checks = [n for n in graph.calls(aten._assert_tensor_metadata.default) if _is_static(n)]
+        for node in checks:
+            graph.module.graph.erase_node(node)
+        removed = len(checks)
+        for node in reversed(graph.calls(*_ALWAYS, *_DROPOUTS, *_IF_SAME)):
+            if _does_nothing(node):  # a view that went no longer needs the copy before it
+                source = node.args[0]
+                assert isinstance(source, fx.Node)
+                graph.replace(node, source)
+                removed += 1
+        return removed
+
+
+def _is_static(check: fx.Node) -> bool:
+    """Return whether a check asks for no sizes and strides, which may be free."""
+    return not check.users and all(argument is None for argument in check.args[1:3])
 
 
 def _does_nothing(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
-from qcompile.passes.graph.channel_links import CLAMPS, ChannelLinks
+from qcompile.passes.graph.channel_links import CLAMPS, ChannelLinks, layer_groups
 
 
 def apply_factors(graph: Graph, links: ChannelLinks, factors: Tensor) -> int:
@@ -36,14 +36,13 @@ def apply_factors(graph: Graph, links: ChannelLinks, factors: Tensor) -> int:
 
 def input_columns(layer: fx.Node, weight: Tensor) -> Tensor:
     """Return, for each entry ``[out, in / groups]`` of a weight, its input channel, int64."""
-    groups = int(layer.args[6]) if len(layer.args) > 6 else 1  # type: ignore[arg-type]
     out, per_group = weight.shape[:2]
-    group = torch.arange(out) // (out // groups)
+    group = torch.arange(out) // (out // layer_groups(layer))
     return group[:, None] * per_group + torch.arange(per_group)
 
 
 def clamp_bounds(graph: Graph, clamp: fx.Node) -> Tensor | None:
-    """Return the upper bound of a clamp, float64, a scalar or one that broadcasts; ``None`` if open."""
+    """Return the constant upper bound of a clamp, float64, a scalar or one that broadcasts."""
     high: Any = clamp.args[2] if len(clamp.args) > 2 else None
     if isinstance(high, fx.Node):
         high = graph.constant(high)
@@ -57,9 +56,8 @@ def _scale_layer(graph: Graph, links: ChannelLinks, layer: fx.Node, factors: Ten
     assert weight is not None
     rows = factors[links.ids[layer]]
     scale = rows[:, None].expand(weight.shape[:2])
-    source = layer.args[0]
-    if source in links.ids:
-        scale = scale / factors[links.ids[source]][input_columns(layer, weight)]
+    if (inputs := links.inputs(layer)) is not None:
+        scale = scale / factors[inputs][input_columns(layer, weight)]
     if bool((scale == 1).all()):
         return 0
     extra = [1] * (weight.dim() - 2)
@@ -75,21 +73,18 @@ def _scale_clamp(graph: Graph, axis: int, clamp: fx.Node, factors: Tensor) -> in
     high = clamp_bounds(graph, clamp)
     if high is None or bool((factors == 1).all()):
         return 0
-    rank = clamp.meta["val"].dim()
-    shaped = factors.reshape([-1 if d == axis else 1 for d in range(1, rank)])
-    set_upper_bound(graph, clamp, high * shaped)
+    behind = clamp.meta["val"].dim() - 1 - axis
+    set_upper_bound(graph, clamp, high * factors.reshape(-1, *[1] * behind))
     return 1
 
 
 def set_upper_bound(graph: Graph, clamp: fx.Node, high: Tensor) -> None:
     """Give a clamp an upper bound a channel, a tensor that broadcasts against its input."""
+    low: Any = clamp.args[1]
     with graph.before(clamp):
-        low = clamp.args[1]
-        if not isinstance(low, fx.Node):
-            low = graph.add_constant(f"{clamp.name}_min", torch.tensor(float(low or 0.0)))  # type: ignore[arg-type]
+        if isinstance(low, int | float):
+            low = graph.add_constant(f"{clamp.name}_min", torch.tensor(float(low)))
         bound = graph.add_constant(f"{clamp.name}_max", high.float())
         new = graph.add_call(aten.clamp.Tensor, clamp.args[0], low, bound)
     graph.replace(clamp, new)
     graph.erase_unused()
-
-

@@ -24,6 +24,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from qcompile.compiler.ir.quant import QuantParams, QuantSpec
+from qcompile.passes.calibration.parallel import each
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.rounding import Rounded
 
@@ -49,15 +50,17 @@ class Moments:
 
 def moments(layer: Layer, inputs: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     """Return the moments over batches of (float, quantized) inputs."""
-    columns = layer.weight[0].numel()
-    hessian = torch.zeros(layer.groups, columns, columns, dtype=torch.float64)
-    drift = torch.zeros_like(hessian)
-    for reference, x in inputs:
-        rows, exact = unfold(layer, x), unfold(layer, reference)
+
+    def of(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        exact, rows = (unfold(layer, x) for x in pair)
         stride = max(1, rows.shape[1] * len(inputs) // ROWS)
-        rows, exact = rows[:, ::stride], exact[:, ::stride]
-        hessian += (rows.transpose(1, 2) @ rows).double()
-        drift += ((exact - rows).transpose(1, 2) @ rows).double()
+        exact, rows = exact[:, ::stride], rows[:, ::stride]
+        transposed = rows.transpose(1, 2)
+        return (transposed @ rows).double(), ((exact - rows).transpose(1, 2) @ rows).double()
+
+    parts = each(of, inputs)
+    hessian = torch.stack([h for h, _ in parts]).sum(0)
+    drift = torch.stack([d for _, d in parts]).sum(0)
     return Moments(hessian, drift)
 
 

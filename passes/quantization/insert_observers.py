@@ -26,7 +26,6 @@ from qcompile.passes.graph.fold_scaling import is_scaling
 from qcompile.passes.graph.fusion import ACTIVATIONS, fused_activation
 from qcompile.passes.quantization.integer_ops import IntegerOps
 
-
 SUMS = (aten.add.Tensor, aten.mul.Tensor)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from qcompile.compiler.ir.ops import aten
 from qcompile.passes.graph.channel_links import CONVOLUTIONS
 from qcompile.passes.graph.rescale import input_columns
 
@@ -73,6 +72,3 @@ class Layer:
         mean = (total / max(count, 1)).float()
         columns = mean[input_columns(self.node, self.weight)] if self.is_convolution else mean[None]
         return columns.reshape(*columns.shape, *[1] * (self.weight.dim() - 2))
-
-
-LINEAR = aten.linear.default

@@ -2,7 +2,8 @@
 
 Before:  e = embedding(table, ids);         r = lstm(x, state, [w_ih, w_hh, b], ...)
 After:   c = embedding(table_codes, ids);  s = embedding(table_scale, ids)
-         e = mul(to(c, float32), s);        d = dequantize(w_ih_codes, w_ih_scale, ...);  r = lstm(x, state, [d, ...])
+         e = mul(to(c, float32), s);        d = dequantize(w_ih_codes, w_ih_scale, ...)
+                                            r = lstm(x, state, [d, ...])
 
 Of a table only the rows that are looked up are decoded, each with its own scale; decoding the table and
 then looking up would decode all of it at every call (FORMATS 0.5). The arithmetic stays float.

@@ -22,7 +22,7 @@ class Engine:
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingPackageError("onnxruntime", "onnx") from error
+            raise MissingPackageError("onnxruntime") from error
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = 1

@@ -4,7 +4,8 @@
     session = qcompile.load(bundle.path)
     outputs = session.run({"image": array})
 
-Names are imported when they are first used: ``qcompile.load`` and ``qcompile.runtime`` need no torch.
+Names are imported when they are first used: ``qcompile.load`` and ``qcompile.runtime`` need no
+torch.
 """
 
 from __future__ import annotations

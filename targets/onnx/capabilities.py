@@ -74,7 +74,7 @@ ENGINE_INTEGER_OPS = frozenset(
 ENGINE_MOVES = frozenset(
     {
         "QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Flatten", "Slice", "Pad", "Split",
-        "Squeeze", "Unsqueeze", "Shape", "Gather", "Concat", "Expand", "MaxPool", "Resize", "Cast",
+        "Squeeze", "Unsqueeze", "Shape", "Gather", "Concat", "Expand", "MaxPool", "NhwcMaxPool", "Resize", "Cast",
         "Identity", "Constant", "ConstantOfShape", "GatherND", "ReorderInput", "ReorderOutput", "Range",
     }
 )  # fmt: skip

@@ -42,7 +42,9 @@ def engine_errors(
         raise PassError(
             f"the artifact has {len(codes.quantized)} quantizers, the graph {len(quantizers)}"
         )
-    forced = {node: torch.from_numpy(v) for node, v in zip(quantizers, codes.quantized, strict=True)}
+    forced = {
+        node: torch.from_numpy(v) for node, v in zip(quantizers, codes.quantized, strict=True)
+    }
     run = _Forced(graph, forced)
     tensors = [torch.from_numpy(np.array(inputs[name])) for name in graph.inputs]
     with torch.no_grad():
@@ -74,11 +76,11 @@ def _probe(model: Path, engine: Mapping[str, Any], inputs: Mapping[str, Any]) ->
         settings.add_session_config_entry(key, str(option))
     _declare_types(extra, program)
     serialized = onnx_ir.to_proto(program).SerializeToString()
-    session = onnxruntime.InferenceSession(
-        serialized, settings, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(serialized, settings, providers=["CPUExecutionProvider"])
     names = [str(value.name) for value in extra]
-    found = dict(zip([*names, *outputs], session.run([*names, *outputs], dict(inputs)), strict=True))
+    found = dict(
+        zip([*names, *outputs], session.run([*names, *outputs], dict(inputs)), strict=True)
+    )
     return _Codes([found[n] for n in names], [found[n] for n in outputs])
 
 

@@ -95,14 +95,18 @@ class OnnxEmitter(Emitter):
             max_bytes=recipe.max_bytes,
             on_progress=recipe.on_progress,
         )
-        observers = InsertObservers(INTEGER_OPS, scheme.activation, scheme.weight, recipe.keep_float)
+        observers = InsertObservers(
+            INTEGER_OPS, scheme.activation, scheme.weight, recipe.keep_float
+        )
         stored = QuantizeStoredWeights(recipe.log, keep_float=recipe.keep_float)
         if scheme.activation is None:
             return [stored, observers, quantize, EliminateDeadCode()]
         return [
             DecomposeAttention(),  # its products and softmax have integer kernels, attention has none
             CrossLayerEqualization(recipe.samples, scheme.weight, scheme.activation),
-            AbsorbHighBias(recipe.samples),  # after equalization: ranges are compared across channels
+            AbsorbHighBias(
+                recipe.samples
+            ),  # after equalization: ranges are compared across channels
             stored,
             FlattenLinear(),
             UseIntegerHardSwish(signed=scheme.activation.signed),

@@ -40,7 +40,9 @@ def plan(graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
     """Return the plan of every computing node, in order."""
     integer: set[fx.Node] = set()
     if scheme.weight is not None and scheme.activation is not None:
-        integer = InsertObservers(INTEGER_OPS, scheme.activation, scheme.weight).integer_nodes(graph)
+        integer = InsertObservers(INTEGER_OPS, scheme.activation, scheme.weight).integer_nodes(
+            graph
+        )
     found = [_plan(graph, n, n in integer, scheme, device) for n in graph.nodes]
     return [p for p in found if p is not None]
 

@@ -79,7 +79,6 @@ def test_without_check_the_count_is_taken_on_trust(graph: Graph) -> None:
     assert run(graph, [Acts(drop_relu, 0)], RunOptions(check=False))[0].rewrites == 0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: run() promises the IR as a note for both PassErrors")
 def test_a_wrong_count_carries_the_ir(graph: Graph) -> None:
     with pytest.raises(PassError) as caught:
         run(graph, [Acts(drop_relu, 0)])
@@ -100,7 +99,6 @@ def test_the_first_pass_has_none_before_it(graph: Graph) -> None:
         run(graph, [Acts(fail)])
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the note's to_text() raises, and hides the cause")
 def test_a_failure_that_leaves_a_graph_without_text_is_still_told() -> None:
     graph = trace(nn.Linear(2, 2), torch.randn(2, 2))
 
@@ -195,7 +193,6 @@ def test_options_cannot_be_changed() -> None:
         Acts().count = 3  # type: ignore[misc]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: find() takes the first class that has any name")
 def test_find_is_not_misled_by_an_imported_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """``fold_x.py`` may import another pass above its own class."""
     module = sys.modules[find("remove-identity").__module__]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qcompile.compiler.frontend.trace import from_exported, trace
+from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.graph import DynamicDim, Graph, is_dynamic
 from qcompile.compiler.ir.ops import aten
 
@@ -82,6 +83,9 @@ def test_an_input_that_nothing_reads_is_kept() -> None:
         (lambda a, b: {"sum": a + b, "product": a * b}, ["sum", "product"]),
         (lambda a, b: {"sum": a + b, "nothing": None}, ["sum"]),
         (lambda a, b: {"deep": {"sum": a + b}}, ["deep_sum"]),
+        (lambda a, b: {"levels": [a + b, a * b]}, ["levels_0", "levels_1"]),
+        (lambda a, b: (a + b, {"product": a * b}), ["output_0", "output_1_product"]),
+        (lambda a, b: (a + b, (a * b, a)), ["output_0", "output_1_0", "output_1_1"]),
     ],
 )
 def test_outputs_are_named(function: Any, names: list[str]) -> None:
@@ -93,10 +97,9 @@ def test_outputs_are_named(function: Any, names: list[str]) -> None:
     torch.testing.assert_close(list(graph.run(graph.inputs).values()), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: both are called 'levels', and run() loses one")
-def test_each_output_of_a_list_in_a_dict_has_its_own_name() -> None:
-    graph = traced(lambda a, b: {"levels": [a + b, a * b]})
-    assert len(graph.run(graph.inputs)) == 2
+def test_two_outputs_of_one_name_are_refused() -> None:
+    with pytest.raises(ModelError, match="two outputs are called levels_0; give their keys other"):
+        traced(lambda a, b: {"levels": [a + b], "levels_0": a * b})
 
 
 def test_an_output_may_be_returned_twice_and_be_an_input() -> None:

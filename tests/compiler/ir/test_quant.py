@@ -265,13 +265,11 @@ def test_float_spec_refuses_other_widths() -> None:
         FloatSpec(8)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: accepted, and divided by later")
 def test_group_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="group_size"):
         QuantSpec(granularity=Granularity.PER_GROUP, axis=0, group_size=0)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: min_max takes a group spec as per channel of its axis")
 def test_min_max_of_groups() -> None:
     spec = QuantSpec(bits=4, granularity=Granularity.PER_GROUP, axis=1, group_size=4)
     x = torch.tensor([[1.0, 7.0, 2.0, 3.0], [21.0, 0.0, 14.0, 0.0]])

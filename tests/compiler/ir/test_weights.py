@@ -129,7 +129,6 @@ def test_an_unknown_name_is_a_key_error(graph: Graph, name: str) -> None:
         graph.weights[name]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: an AttributeError of nn.Module, so pop() breaks too")
 def test_deleting_an_unknown_name_is_a_key_error(graph: Graph) -> None:
     with pytest.raises(KeyError):
         del graph.weights["0.nothing"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,13 +86,11 @@ def test_what_means_something_else_stays(rewrite: Rewrite) -> None:
     assert rewrite(trace(every, torch.randn(4, 4) * 2), Canonicalize()) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the docstring names threshold, no rule spells it")
 def test_threshold_of_zero_is_relu(rewrite: Rewrite) -> None:
     graph = trace(Applies(lambda fc, x: F.threshold(x, 0.0, 0.0)), torch.randn(5, 4))
     assert rewrite(graph, Canonicalize()) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="gap: `x @ weight.t()` is traced as matmul, not as mm")
 def test_matmul_with_a_transposed_weight_is_linear(rewrite: Rewrite) -> None:
     graph = trace(Applies(lambda fc, x: x @ fc.weight.t()), torch.randn(5, 4))
     assert rewrite(graph, Canonicalize()) == 1

@@ -205,7 +205,6 @@ def test_padded_channels_are_new_classes() -> None:
     assert frozen(links, read) == [False] * 7
 
 
-@pytest.mark.xfail(strict=True, reason="bug: F.pad is traced as aten.pad, which _CUTS lacks")
 def test_f_pad_of_channels_links() -> None:
     pads = Net(lambda y: F.pad(y, (0, 0, 0, 0, 1, 2)), reads=7)
     _, written, read = first_and_read(make_graph(pads))
@@ -225,9 +224,6 @@ def test_flatten_links_to_a_linear_layer() -> None:
     assert links.ids[fc.args[0]].tolist() == links.ids[write].repeat_interleave(16).tolist()  # type: ignore[index]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: a clamp bound that is no constant is taken for no bound"
-)
 @pytest.mark.parametrize("bound", ["min", "max"])
 def test_a_clamp_with_a_computed_bound_is_frozen(bound: str) -> None:
     class Clamps(Net):

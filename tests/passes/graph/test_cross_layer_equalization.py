@@ -216,7 +216,6 @@ def test_channel_padding_of_a_shortcut() -> None:
     assert imbalance(graph, relu) < before / 6
 
 
-@pytest.mark.xfail(strict=True, reason="bug: F.pad is traced as aten.pad, which freezes the stream")
 def test_channel_padding_as_people_write_it() -> None:
     def pads(x: Tensor, first: Any, second: Any) -> Any:
         return second(F.pad(F.relu(first(x)), (0, 0, 0, 0, 4, 4)))
@@ -339,14 +338,12 @@ def test_the_function_of_any_net_stays_the_same(
     equalize(canonical(Applies(net, *layers)), PER_TENSOR if per_tensor else PER_CHANNEL)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: set_upper_bound makes a missing lower bound 0")
 def test_a_clamp_without_a_lower_bound_gets_none() -> None:
     first, second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
     scale_rows(first, POWERS)
     equalize(canonical(Applies(lambda x, a, b: b(torch.clamp(a(x), max=1.5)), first, second)))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a bound that is no constant is taken for none")
 @pytest.mark.parametrize("bound", ["min", "max"])
 def test_a_clamp_by_a_computed_bound(bound: str) -> None:
     def clamps(x: Tensor, first: Any, second: Any) -> Any:
@@ -357,14 +354,12 @@ def test_a_clamp_by_a_computed_bound(bound: str) -> None:
     equalize(canonical(Applies(clamps, first, second)))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: classes of another axis are looked up by column")
 def test_a_linear_layer_over_the_width() -> None:
     layers = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(8, 5)
     scale_rows(layers[0], POWERS[:4])
     equalize(canonical(Applies(lambda x, a, b, c: c(F.relu(b(F.relu(a(x))))), *layers)))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: _scale_clamp leaves axis 0 out of the bound's shape")
 def test_relu6_of_an_image_without_batch() -> None:
     first, second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
     scale_rows(first, POWERS / 4)

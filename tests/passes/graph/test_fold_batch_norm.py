@@ -172,9 +172,6 @@ def test_factors_are_computed_in_double() -> None:
     assert int((difference > 0).sum()) <= 2, "and that the right one, but for a tie"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: factors go to the layer's last axis, the norm's are those of axis 1"
-)
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [(nn.Linear(3, 4), (2, 4, 3)), (nn.Linear(3, 5), (2, 4, 3)), (nn.Conv1d(3, 4, 1), (3, 4))],
@@ -187,7 +184,6 @@ def test_a_norm_over_another_axis_stays(
     assert rewrite(graph, FoldBatchNorm()) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a bias or gamma that is computed is taken for none")
 @pytest.mark.parametrize("computed", ["bias", "gamma", "beta"])
 def test_what_is_computed_at_run_time_is_not_dropped(computed: str, rewrite: Rewrite) -> None:
     def function(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.graph import Graph
@@ -17,6 +17,7 @@ from qcompile.passes.graph.canonicalize import Canonicalize
 from qcompile.passes.graph.remove_identity import RemoveIdentity
 
 Rewrite = Callable[[Graph, Pass], int]
+CHECK = aten._assert_tensor_metadata.default
 
 
 class Idle(nn.Module):
@@ -43,6 +44,10 @@ class Applies(nn.Module):
         return self.function(x)
 
 
+def calls_of(graph: Graph) -> list[fx.Node]:
+    return [n for n in graph.nodes if n.op == "call_function"]
+
+
 def test_golden(
     golden: Callable[[str, str], None],
     rewrite: Rewrite,
@@ -63,7 +68,20 @@ def test_what_does_something_stays(rewrite: Rewrite) -> None:
         lambda x: x.unsqueeze(0),
     ]
     every = Applies(lambda x: [function(x).abs() for function in functions])
-    assert rewrite(trace(every, torch.randn(2, 3)), RemoveIdentity()) == 0
+    graph = trace(every, torch.randn(2, 3))
+    calls = [n for n in calls_of(graph) if n.target != CHECK]
+    assert rewrite(graph, RemoveIdentity()) == 3, "the checks that the casts left behind"
+    assert calls_of(graph) == calls
+
+
+def test_a_check_of_sizes_stays(rewrite: Rewrite) -> None:
+    graph = trace(Applies(F.relu), torch.randn(2, 3))
+    (relu,) = graph.calls(aten.relu.default)
+    with graph.after(relu):
+        graph.module.graph.call_function(CHECK, (relu, [2, 3]))
+        graph.module.graph.call_function(CHECK, (relu,), {"dtype": torch.float32})
+    assert rewrite(graph, RemoveIdentity()) == 1
+    assert len(graph.calls(CHECK)) == 1
 
 
 def test_dropout_in_training_mode_stays() -> None:
