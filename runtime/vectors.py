@@ -48,12 +48,10 @@ def read_arrays(file: Path) -> dict[str, Array]:
         BundleError: The file is damaged or holds objects.
     """
     try:
-        data = np.load(file, allow_pickle=False)
-        if isinstance(data, np.ndarray):
-            raise BundleError(
-                f"{file} is one array without a name; give an .npz keyed by input name"
-            )
-        with data:
+        with file.open("rb") as stream:
+            data = np.load(stream, allow_pickle=False)
+            if isinstance(data, np.ndarray):
+                raise BundleError(f"{file} is an array without a name; give an .npz keyed by input")
             return {name: data[name] for name in data.files}
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{file} cannot be read: {_reason(error)}") from error

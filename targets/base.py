@@ -74,7 +74,8 @@ class NodePlan:
         runs: The format it computes in, ``int8`` or ``fp32``, or ``fused`` and ``moved``.
         fast: Whether the device has instructions for it.
         why: One clause.
-        bytes: Of its weight as stored.
+        bytes: Of its constants as stored.
+        constants: Their names.
     """
 
     name: str
@@ -83,6 +84,7 @@ class NodePlan:
     fast: bool
     why: str
     bytes: int = 0
+    constants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

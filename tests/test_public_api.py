@@ -98,7 +98,7 @@ def test_errors_have_one_root(tmp_path: Path) -> None:
         qcompile.compile(Classifier(), inputs, target="moon", output=folder)
     with pytest.raises(qcompile.QCompileError, match="needs calibration data"):
         qcompile.compile(Classifier(), inputs, target="host", precision="int8", output=folder)
-    with pytest.raises(qcompile.QCompileError, match="must be a torch.nn.Module, not str"):
+    with pytest.raises(qcompile.QCompileError, match=r"must be a torch.nn.Module, not str"):
         qcompile.compile("model", inputs, target="host", output=folder)  # type: ignore[arg-type]
     with pytest.raises(qcompile.QCompileError, match="is no bundle"):
         qcompile.load(folder)

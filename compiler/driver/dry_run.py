@@ -18,8 +18,8 @@ from qcompile.passes.graph.fusion import fused_activation
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.targets.base import NodePlan
 
-GRAPH_BYTES_A_NODE = 110
-"""Measured on the examples: what an ONNX node with its q/dq pair takes beside the weights."""
+GRAPH_BYTES_A_NODE = {True: 550, False: 200}
+"""Measured on the examples: what a node takes beside its weights, with its q/dq pairs and without."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
     if target.scheme.activation is not None:
         base.run(graph, [DecomposeAttention()], base.RunOptions(check=False))
     nodes = target.emitter.plan(graph, target.scheme, target.device)
+    graph_bytes = GRAPH_BYTES_A_NODE[target.scheme.activation is not None] * len(nodes)
     weights = sum(n.bytes for n in nodes) + _other_constants(graph, nodes, target)
     return DryRun(
         target=target.name,
@@ -87,7 +88,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
         weight=str(target.scheme.weight or f"fp{target.scheme.float_bits}"),
         activation=str(target.scheme.activation or f"fp{target.scheme.float_bits}"),
         nodes=nodes,
-        artifact_bytes=weights + GRAPH_BYTES_A_NODE * len(nodes),
+        artifact_bytes=weights + graph_bytes,
         peak_ram_bytes=weights + peak_activation_bytes(graph, nodes, target.scheme.float_bits // 8),
         passes=[p.name for p in passes],
     )
@@ -120,13 +121,7 @@ def _elements(graph: Graph, value: Tensor) -> int:
 
 def _other_constants(graph: Graph, nodes: list[NodePlan], target: Target) -> int:
     """Return the bytes of constants that belong to no layer: embeddings, norms, tables."""
-    layers = {n.name for n in nodes if n.bytes}
-    total = 0
-    for name in graph.weights:
-        tensor = graph.weights.peek(name)
-        if name in layers or name.removesuffix("bias") + "weight" in layers:
-            continue
-        total += tensor.numel() * (
-            target.scheme.float_bits // 8 if tensor.is_floating_point() else tensor.element_size()
-        )
-    return total
+    counted = {name for node in nodes for name in node.constants}
+    width = target.scheme.float_bits // 8
+    rest = [graph.weights.peek(name) for name in graph.weights if name not in counted]
+    return sum(t.numel() * (width if t.is_floating_point() else t.element_size()) for t in rest)

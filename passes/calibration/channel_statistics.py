@@ -28,6 +28,7 @@ class ChannelStatistics:
     high: Tensor
     power: Tensor
 
+
 @dataclass
 class _Seen:
     """What one batch gave: ``power`` is a sum here, over ``count`` values a channel."""

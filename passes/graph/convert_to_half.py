@@ -7,6 +7,7 @@ After:   h = to(x, float16);  z = linear(h, w as float16);  y = to(z, float32)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -35,22 +36,23 @@ class ConvertToHalf(Pass):
             )
 
     def run(self, graph: Graph) -> int:
-        converted = 0
-        for name in list(graph.weights):
-            if graph.weights.peek(name).dtype == torch.float32:
-                graph.weights[name] = graph.weights[name].half()
-                converted += 1
-        for node in graph.module.graph.find_nodes(op="get_attr"):
-            node.meta.pop("val", None)
-        converted += self._cast_inputs(graph)
+        converted = self._convert_constants(graph) + self._cast_inputs(graph)
         for node in graph.nodes:
             if node.op == "call_function":
-                _use_half(node)
+                converted += _use_half(node)
                 graph.infer(node)
         return converted + self._cast_outputs(graph)
 
+    def _convert_constants(self, graph: Graph) -> int:
+        found = [n for n in graph.weights if graph.weights.peek(n).dtype == torch.float32]
+        for name in found:
+            graph.weights[name] = graph.weights[name].half()
+        for node in graph.module.graph.find_nodes(op="get_attr"):
+            graph.infer_constant(node)
+        return len(found)
+
     def _cast_inputs(self, graph: Graph) -> int:
-        inputs = [n for n in graph.module.graph.find_nodes(op="placeholder") if _is_float32(n)]
+        inputs = [n for n in graph.module.graph.find_nodes(op="placeholder") if _needs_cast(n)]
         for node in inputs:
             users = list(node.users)
             with graph.after(inputs[-1]):
@@ -71,20 +73,33 @@ class ConvertToHalf(Pass):
         return len(cast)
 
 
-def _use_half(node: fx.Node) -> None:
-    """Let an op that names float32 as its result name float16."""
+def _use_half(node: fx.Node) -> int:
+    """Let an op that names float32 as its result name float16; return whether it did."""
+    if torch.float32 not in (*node.args, *node.kwargs.values()) or _is_last_cast(node):
+        return 0
 
-    def half(value: object) -> object:
+    def half(value: Any) -> Any:
         return torch.float16 if value is torch.float32 else value
 
-    node.args = tuple(half(a) for a in node.args)  # type: ignore[misc]
-    node.kwargs = {key: half(value) for key, value in node.kwargs.items()}  # type: ignore[misc]
+    node.args = tuple(half(a) for a in node.args)
+    node.kwargs = {key: half(value) for key, value in node.kwargs.items()}
+    return 1
 
 
-def _is_float32(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype == torch.float32
+def _is_last_cast(node: fx.Node) -> bool:
+    """Return whether a node turns a float16 value into an output."""
+    source = node.args[0] if node.target == _CAST else None
+    is_half = isinstance(source, fx.Node) and source.meta["val"].dtype == torch.float16
+    return is_half and all(user.op == "output" for user in node.users)
+
+
+def _needs_cast(placeholder: fx.Node) -> bool:
+    value = placeholder.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        return False
+    return any(u.target != _CAST or u.args[1] != torch.float16 for u in placeholder.users)
 
 
 def _too_large(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and bool((tensor.abs() > LARGEST).any())
+    beyond = torch.isfinite(tensor) & (tensor.abs() > LARGEST)  # an infinity stays one
+    return tensor.dtype == torch.float32 and bool(beyond.any())

@@ -74,7 +74,8 @@ ENGINE_INTEGER_OPS = frozenset(
 ENGINE_MOVES = frozenset(
     {
         "QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Flatten", "Slice", "Pad", "Split",
-        "Squeeze", "Unsqueeze", "Shape", "Gather", "Concat", "Expand", "MaxPool", "NhwcMaxPool", "Resize", "Cast",
-        "Identity", "Constant", "ConstantOfShape", "GatherND", "ReorderInput", "ReorderOutput", "Range",
+        "Squeeze", "Unsqueeze", "Shape", "Gather", "Concat", "Expand", "MaxPool", "NhwcMaxPool", "Resize",
+        "Cast", "Identity", "Constant", "ConstantOfShape", "GatherND", "ReorderInput", "ReorderOutput",
+        "Range",
     }
 )  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.ops import aten
+from qcompile.compiler.ir.quant import FloatSpec
 from qcompile.compiler.ir.text import dtype_text
 from qcompile.passes.graph.fusion import ACTIVATIONS
 from qcompile.passes.quantization.insert_observers import InsertObservers
+from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
 from qcompile.targets.base import NodePlan, Scheme
 from qcompile.targets.device import Device
 from qcompile.targets.onnx.capabilities import INTEGER_OPS, WHY_FLOAT
@@ -50,45 +54,48 @@ def plan(graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
 def _plan(
     graph: Graph, node: fx.Node, integer: bool, scheme: Scheme, device: Device
 ) -> NodePlan | None:
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+    if not _computes(node):
         return None
-    op = str(node.target).split(".")[1] if "." in str(node.target) else str(node.target)
-    name, size = node.name, 0
-    if node.target in INTEGER_OPS.layers:
-        weight = node.args[1]
-        assert isinstance(weight, fx.Node)
-        name = str(weight.target)
-        size = _stored_bytes(graph, node, scheme)
+    op = str(node.target).split(".")[1]
+    sizes = _stored(graph, node, scheme)
+    name = next(iter(sizes)) if sizes else node.name
+    rest = (sum(sizes.values()), tuple(sizes))
     fact = device.precisions[scheme.precision]
     if integer:
-        return NodePlan(name, op, str(scheme.activation).split()[0], fact.fast, fact.why, size)
+        return NodePlan(name, op, str(scheme.activation).split()[0], fact.fast, fact.why, *rest)
     if node.target in ACTIVATIONS and scheme.activation is not None:
-        return NodePlan(name, op, "fused", True, "the quantizer after it saturates there", size)
+        why = "the quantizer after it saturates there"
+        return NodePlan(name, op, "fused", True, why, *rest)
     if node.target in INTEGER_OPS.moves:
-        return NodePlan(name, op, "moved", True, "moves values without computing", size)
+        return NodePlan(name, op, "moved", True, "moves values without computing", *rest)
     runs = f"fp{scheme.float_bits}"
     if scheme.activation is None:
-        return NodePlan(name, op, runs, fact.fast, fact.why, size)
-    return NodePlan(name, op, runs, False, WHY_FLOAT.get(op, "no integer kernel"), size)
+        return NodePlan(name, op, runs, fact.fast, fact.why, *rest)
+    return NodePlan(name, op, runs, False, WHY_FLOAT.get(op, "no integer kernel"), *rest)
 
 
-def _stored_bytes(graph: Graph, node: fx.Node, scheme: Scheme) -> int:
-    total = 0
-    for index, argument in enumerate(node.args[1:3]):
-        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
-            continue
-        shape = tuple(graph.weights.peek(str(argument.target)).shape)
-        count = 1
-        for size in shape:
-            count *= size
-        quantized = index == 0 and scheme.weight is not None
-        total += scheme.weight.storage_bytes(shape) if quantized else count * scheme.float_bits // 8  # type: ignore[union-attr]
-    return total
+def _computes(node: fx.Node) -> bool:
+    """Return whether a node makes values from values: no size, no constant, no part of a tuple."""
+    if node.target in RECURRENT:
+        return True
+    is_op = node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    return is_op and isinstance(node.meta.get("val"), Tensor) and bool(node.all_input_nodes)
+
+
+def _stored(graph: Graph, node: fx.Node, scheme: Scheme) -> dict[str, int]:
+    """Return the bytes of each constant that a layer, a table or a recurrent layer reads."""
+    if node.target not in (*INTEGER_OPS.layers, *RECURRENT, aten.embedding.default):
+        return {}
+    found = {}
+    for constant in [n for n in node.all_input_nodes if n.op == "get_attr"]:
+        shape = tuple(graph.weights.peek(str(constant.target)).shape)
+        is_weight = constant is node.args[1] or constant is node.args[0] or node.target in RECURRENT
+        spec = scheme.weight if is_weight and len(shape) > 1 else None
+        found[str(constant.target)] = (spec or FloatSpec(scheme.float_bits)).storage_bytes(shape)
+    return found
 
 
 def _translatable(node: fx.Node) -> bool:
-    import torch
-
     if not isinstance(node.target, torch._ops.OpOverload):
         return True
     if node.target.namespace not in ("aten", "prims", "quantized_decomposed", "qcompile"):

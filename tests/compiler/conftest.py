@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from qcompile.compiler.cli import cli
 
-TINY = '''
+TINY = """
 import torch
 from torch import nn
 
@@ -42,17 +42,17 @@ def calibration():
 def evaluate(predict):
     logits = predict({"input": images(32, 3).numpy()})["output"]
     return {"top1": 100.0 * float((logits.argmax(1) == 1).mean())}
-'''
+"""
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder that holds ``tiny.py``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.py").write_text(TINY)
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.fixture

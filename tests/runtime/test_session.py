@@ -73,7 +73,7 @@ def test_a_missing_engine(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no bundle: it has no manifest.json"):
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest.json"):
         Session(tmp_path)
 
 
@@ -89,9 +89,9 @@ def test_the_cost_of_a_call(session: Session) -> None:
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds) * 1e6
 
-    overheads = []
-    for _ in range(3):
-        overheads.append(median(lambda: session.run(given)) - median(lambda: bare.run(None, given)))
+    overheads = [
+        median(lambda: session.run(given)) - median(lambda: bare.run(None, given)) for _ in range(3)
+    ]
     print(f"overhead of Session.run: {min(overheads):.1f} us")
     assert min(overheads) < 50
 

@@ -106,9 +106,7 @@ def test_a_link_that_leads_out(bundle: Path, verify: Callable[[], str]) -> None:
         (b"", "is not a manifest"),
     ],
 )
-def test_no_manifest(
-    bundle: Path, verify: Callable[[], str], text: bytes, message: str
-) -> None:
+def test_no_manifest(bundle: Path, verify: Callable[[], str], text: bytes, message: str) -> None:
     (bundle / "manifest.json").write_bytes(text)
     assert message in verify()
 

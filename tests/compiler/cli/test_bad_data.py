@@ -30,7 +30,10 @@ ARRAYS = {
         {"input": images()[..., :7]},
         ["a sample of input is 3x8x7, the model takes 3x8x8"],
     ),
-    "wrong rank": ({"input": images()[..., 0]}, ["a sample of input is 3x8, the model takes 3x8x8"]),
+    "wrong rank": (
+        {"input": images()[..., 0]},
+        ["a sample of input is 3x8, the model takes 3x8x8"],
+    ),
     "wrong dtype": (
         {"input": images().astype(np.float64)},
         ["input is float64, the model takes float32"],
@@ -107,7 +110,9 @@ def test_a_folder(here: Path, refuses: Refuses) -> None:
     assert refuses(*arguments) == "folder holds no samples"
     for index in range(9):
         np.save(here / "folder" / f"{index}.npy", images()[index, :, : 8 - index % 2])
-    assert "folder, 0.npy to 8.npy: all input arrays must have the same shape" in refuses(*arguments)
+    assert "folder, 0.npy to 8.npy: all input arrays must have the same shape" in refuses(
+        *arguments
+    )
 
 
 def test_no_data(here: Path, refuses: Refuses) -> None:

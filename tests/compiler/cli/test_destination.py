@@ -18,7 +18,15 @@ from qcompile.compiler.driver import write
 
 Refuses = Callable[..., str]
 BUILD = ("tiny.py", "--target", "x86-avx512-vnni")
-SLOW = "\n\n_fast = calibration\ndef calibration():\n    import time\n    time.sleep({})\n    return _fast()\n"
+SLOW = """
+
+_fast = calibration
+
+def calibration():
+    import time
+    time.sleep(60)
+    return _fast()
+"""
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -44,7 +52,9 @@ def test_an_output_that_cannot_be_made(
     here: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = refuses(*BUILD, "-o", "tiny.py/deep/x.qc")
-    assert message == f"{here / 'tiny.py'} is a file, so no folder can be made in it; give another -o"
+    assert (
+        message == f"{here / 'tiny.py'} is a file, so no folder can be made in it; give another -o"
+    )
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert refuses(*BUILD, "-o", "x.qc") == f"{here} is not writable; give another -o"
 
@@ -64,11 +74,12 @@ def test_a_disk_that_refuses(
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk(here: Path, bundle: Path) -> None:
     """A limit on the size of files stands for the disk; the old bundle stays whole."""
     before = digests(bundle)
     program = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
         "from qcompile.compiler.cli import main; main()"
     )
     command = [sys.executable, "-c", program, *BUILD, "-o", "copy.qc", "--force"]
@@ -112,7 +123,7 @@ def start(here: Path) -> Callable[[], subprocess.Popen]:
 
     def popen() -> subprocess.Popen:
         text = (here / "tiny.py").read_text()
-        (here / "slow.py").write_text(text + SLOW.format(60))
+        (here / "slow.py").write_text(text + SLOW)
         command = [sys.executable, "-m", "qcompile", "slow.py", *BUILD[1:], "-o", "copy.qc"]
         process = subprocess.Popen([*command, "--force"], stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 60

@@ -274,3 +274,42 @@ def test_min_max_of_groups() -> None:
     spec = QuantSpec(bits=4, granularity=Granularity.PER_GROUP, axis=1, group_size=4)
     x = torch.tensor([[1.0, 7.0, 2.0, 3.0], [21.0, 0.0, 14.0, 0.0]])
     assert spec.min_max(x).scale.flatten().tolist() == [1.0, 3.0]
+
+
+def test_groups_of_another_axis_and_a_short_one_at_the_end() -> None:
+    spec = QuantSpec(bits=4, granularity=Granularity.PER_GROUP, axis=-2, group_size=2)
+    x = torch.tensor([[7.0, 14.0], [3.5, 0.0], [21.0, 0.7]])
+    params = spec.min_max(x)
+    torch.testing.assert_close(params.scale, torch.tensor([[1.0, 2.0], [3.0, 0.1]]))
+    assert spec.encode(x, params).tolist() == [[7, 7], [4, 0], [7, 7]]
+
+
+@given(
+    specs([Granularity.PER_GROUP]).filter(lambda s: s.axis in (-2, -1, 0, 1)),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.integers(0, 2**31),
+)
+def test_a_group_is_a_tensor_of_its_own(spec: QuantSpec, rows: int, width: int, seed: int) -> None:
+    """Codes and scales of each group are those that per-tensor gives for it alone."""
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) * 4
+    alone = QuantSpec(bits=spec.bits, signed=spec.signed, symmetric=spec.symmetric)
+    params = spec.min_max(x)
+    codes, decoded = spec.encode(x, params), spec.decode(spec.encode(x, params), params)
+    assert params.scale.numel() == spec.scale_count(tuple(x.shape))
+    assert torch.equal(spec.fake_quantize(x, params), decoded)
+    assert spec.axis is not None
+    axis = spec.axis % 2
+    for index, columns in enumerate(torch.split(torch.arange(x.shape[axis]), spec.group_size or 1)):
+        for other in range(x.shape[1 - axis]):
+            group = x.index_select(axis, columns).select(1 - axis, other)
+            own = alone.min_max(group)
+            assert params.scale.select(axis, index)[other] == own.scale
+            assert params.zero_point.select(axis, index)[other] == own.zero_point
+            found = codes.index_select(axis, columns).select(1 - axis, other)
+            assert torch.equal(found, alone.encode(group, own))
+
+
+def test_an_axis_that_the_tensor_lacks() -> None:
+    with pytest.raises(IndexError):
+        QuantSpec(granularity=Granularity.PER_CHANNEL, axis=2).min_max(torch.ones(2, 2))

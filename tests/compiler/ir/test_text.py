@@ -73,3 +73,23 @@ def test_sizes_computed_from_free_axes_are_printed_by_name() -> None:
     text = trace(Merge(), torch.ones(3, 5), shapes).to_text()
     assert "x = input x  # f32[batch, length]\n" in text
     assert "# f32[2*batch, length]\n" in text
+
+
+def test_a_constant_without_data_says_so(quarters: Callable[[nn.Module], nn.Module]) -> None:
+    graph = make_graph(quarters)
+    graph.weights["fc.bias"] = graph.weights["fc.bias"].to("meta")
+    assert "fc_bias = get_attr fc.bias  # f32[2] meta\n" in graph.to_text()
+
+
+def test_dtypes_keywords_and_scalars() -> None:
+    class Converts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            steps = torch.arange(3, dtype=torch.float16)
+            return (x.to(torch.float64).sum() > 0) | steps.bool()
+
+    text = trace(Converts(), torch.ones(3, dtype=torch.bfloat16)).to_text()
+    assert "x = input x  # bf16[3]\n" in text
+    assert "# f64[3]\n" in text
+    assert "dtype=torch.float16" in text
+    assert "# f64[]\n" in text
+    assert "# bool[3]\n" in text
