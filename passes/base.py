@@ -124,9 +124,10 @@ def _pass_name(module: str) -> str:
 def _pass_of(module: str) -> type[Pass] | None:
     """Return the pass that a module is named after, whatever others it imports."""
     for value in vars(importlib.import_module(module)).values():
-        if isinstance(value, type) and issubclass(value, Pass):
-            if vars(value).get("name") == _pass_name(module):
-                return value
+        is_pass = isinstance(value, type) and issubclass(value, Pass)
+        if is_pass and vars(value).get("name") == _pass_name(module):
+            found: type[Pass] = value
+            return found
     return None
 
 

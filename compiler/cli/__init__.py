@@ -65,13 +65,13 @@ class _Verbs(click.Group):
 )
 @click.version_option(qcompile.__version__, prog_name="qcompile")
 def cli() -> None:
-    r"""Compile a PyTorch model into a small, fast artifact for one device, proven against PyTorch.
+    """Compile a PyTorch model into a small, fast artifact for one device, proven against PyTorch.
 
     \b
     qcompile model.py --target raspberry-pi-5       build model.qc
     qcompile model.py --target host --dry-run       print the plan only
     qcompile verify model.qc --against model.py     check a bundle
-    """
+    """  # noqa: D301
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -19,7 +19,7 @@ from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target, resolve
 from qcompile.compiler.frontend.calibration import RANDOM, load_samples
 from qcompile.compiler.frontend.load import Source
-from qcompile.compiler.ir.errors import CalibrationError, GateError
+from qcompile.compiler.ir.errors import CalibrationError, GateError, ModelError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
@@ -132,6 +132,7 @@ def build(
     work = Build(source, options, target, progress or Progress())
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
+    _check_names(source, options.keep_float)
     target.emitter.check(source.graph)
     with _one_thread_per_op(), write.staged(folder) as stage:
         with work.stage("calibration data"):
@@ -148,6 +149,14 @@ def build(
             manifest = quality.evaluate(work, stage, manifest)
         write.seal(stage, manifest)
         return _publish(work, stage, folder, manifest)
+
+
+def _check_names(source: Source, keep_float: frozenset[str]) -> None:
+    if unknown := sorted(keep_float - set(source.graph.weights)):
+        raise ModelError(
+            f"the model has no weight {', '.join(unknown)}; "
+            f"its weights are {', '.join(source.graph.weights)}"
+        )
 
 
 def calibration_samples(source: Source, target: Target, options: BuildOptions) -> Samples | None:

@@ -98,5 +98,5 @@ def _total(parity: Mapping[str, Any]) -> str:
 
 def _floats(manifest: Manifest) -> str:
     ops = [f"{row['count']} x {row['op']}" for row in manifest.floats]
-    layers = [str(row["name"]) for row in manifest.layers if row.get("note")]
+    layers = [str(row["name"]) for row in manifest.layers if row["weight"] == "fp32"]
     return ", ".join(ops + layers)

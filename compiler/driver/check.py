@@ -90,8 +90,8 @@ def _check_interface(graph: Graph, manifest: Manifest, model: str) -> None:
     from qcompile.compiler.driver import describe
 
     kinds = (
-        ("takes", tuple(describe._inputs(graph)), manifest.inputs),
-        ("gives", tuple(describe._outputs(graph)), manifest.outputs),
+        ("takes", tuple(describe.input_infos(graph)), manifest.inputs),
+        ("gives", tuple(describe.output_infos(graph)), manifest.outputs),
     )
     for verb, found, there in kinds:
         if found != there:

@@ -40,8 +40,8 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
         precision=scheme.precision,
         artifact=emitted.artifact,
         engine=emitted.engine,
-        inputs=tuple(_inputs(graph)),
-        outputs=tuple(_outputs(graph)),
+        inputs=tuple(input_infos(graph)),
+        outputs=tuple(output_infos(graph)),
         files=files,
         tools={**_tools(), **emitted.tools},
         model={"source": source.where, "sha256": model_sha256(source.graph), **licence},
@@ -57,7 +57,8 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
     )
 
 
-def _inputs(graph: Graph) -> list[TensorInfo]:
+def input_infos(graph: Graph) -> list[TensorInfo]:
+    """Return the inputs as the manifest describes them."""
     found = []
     for name, example in graph.inputs.items():
         free = graph.dynamic.get(name, {})
@@ -66,7 +67,8 @@ def _inputs(graph: Graph) -> list[TensorInfo]:
     return found
 
 
-def _outputs(graph: Graph) -> list[TensorInfo]:
+def output_infos(graph: Graph) -> list[TensorInfo]:
+    """Return the outputs as the manifest describes them."""
     (output,) = graph.module.graph.find_nodes(op="output")
     symbols = {}
     for node in graph.module.graph.find_nodes(op="placeholder"):

@@ -138,7 +138,7 @@ def _reason(error: Exception) -> str:
 
 
 def _npz(graph: Graph, path: Path) -> _Table:
-    with np.load(path, allow_pickle=False) as data:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as data:
         return _arrays(graph, {name: data[name] for name in data.files}, path.name)
 
 

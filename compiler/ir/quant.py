@@ -109,12 +109,12 @@ class QuantSpec:
         """Smallest code."""
         if not self.signed:
             return 0
-        return -(2 ** (self.bits - 1)) + int(self.symmetric)
+        return int(self.symmetric) - (1 << (self.bits - 1))
 
     @property
     def qmax(self) -> int:
         """Largest code."""
-        return 2 ** (self.bits - int(self.signed)) - 1
+        return (1 << (self.bits - int(self.signed))) - 1
 
     @property
     def dtype(self) -> torch.dtype:

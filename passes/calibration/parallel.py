@@ -8,12 +8,13 @@ machine.)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -22,6 +23,19 @@ Result = TypeVar("Result")
 def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return ``function(item)`` for every item, in order; must not be nested."""
     return list(_workers().map(function, items))
+
+
+def total(function: Callable[[Item], tuple[Tensor, ...]], items: Sequence[Item]) -> list[Tensor]:
+    """Return the sums of what ``function`` gives for every item, added in the order of the items.
+
+    Only as many results as there are workers are held at once.
+    """
+    sums: list[Tensor] = []
+    width = _workers()._max_workers
+    for start in range(0, len(items), width):
+        for parts in each(function, items[start : start + width]):
+            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
+    return sums
 
 
 @cache

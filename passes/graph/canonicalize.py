@@ -3,7 +3,8 @@
 Before:  y = hardtanh(x, 0, 6);  z = threshold(a, 0, 0);  v = addmm(b, c, permute(w, [1, 0]))
 After:   y = clamp(x, 0, 6);     z = relu(a);             v = linear(c, w, b)
 
-Likewise relu6, clamp and clamp_min; mm and matmul; pad becomes constant_pad_nd. A view becomes a reshape, which also holds where a later pass removes a copy before it.
+Likewise relu6, clamp and clamp_min; mm and matmul; pad by a constant becomes constant_pad_nd. A view
+becomes a reshape, which also holds where a later pass removes a copy before it.
 """
 
 from __future__ import annotations

@@ -184,7 +184,8 @@ class _Finder:
 
     def _slice(self, node: fx.Node, source: fx.Node) -> bool:
         given: list[Any] = list(node.args[1:])
-        dim, start, end, step = (*given, *(0, None, None, 1)[len(given) :])
+        defaults: list[Any] = [0, None, None, 1]
+        dim, start, end, step = given + defaults[len(given) :]
         axis = self.axes[source]
         if dim % node.meta["val"].dim() != axis:
             return self._like(node, source)

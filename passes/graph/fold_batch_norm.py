@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,7 +18,7 @@ from qcompile.compiler.ir.ops import aten
 from qcompile.passes.base import Pass
 
 _NORM = aten._native_batch_norm_legit_no_training.default
-_LAYERS = {
+_LAYERS: dict[Any, int] = {
     aten.conv1d.default: 0,
     aten.conv2d.default: 0,
     aten.conv3d.default: 0,
@@ -85,7 +86,7 @@ def _is_foldable(graph: Graph, layer: fx.Node, norm: fx.Node) -> bool:
     weight = graph.constant(layer.args[1])
     if weight is None or layer.meta["val"].dim() != weight.dim():
         return False  # then the layer's channels are not axis 1, which is the norm's
-    return _LAYERS[layer.target] == 0 or len(layer.args) <= 6 or layer.args[6] == 1
+    return _LAYERS[layer.target] == 0 or len(layer.args) <= 6 or bool(layer.args[6] == 1)
 
 
 def _affine(graph: Graph, norm: fx.Node, channels: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ Source: FORMATS A.7, "relabelling".
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,32 +28,37 @@ class FoldScaling(Pass):
     name = "fold-scaling"
 
     def run(self, graph: Graph) -> int:
-        found = [n for n in graph.calls(*_SCALINGS) if _is_foldable(n)]
-        for node in found:
-            source = node.args[0]
-            assert isinstance(source, fx.Node)
-            codes, scale, *rest = source.args
-            assert isinstance(scale, float)
-            with graph.before(node):
-                new = graph.add_call(DEQUANTIZE, codes, scale * factor(node), *rest)
-            graph.replace(node, new)
-        if found:
+        folded = 0
+        for node in graph.calls(*_SCALINGS):
+            if _is_foldable(node):  # asked late: the product before it may have been folded
+                self._fold(graph, node)
+                folded += 1
+        if folded:
             graph.erase_unused()
-        return len(found)
+        return folded
+
+    def _fold(self, graph: Graph, node: fx.Node) -> None:
+        source: Any = node.args[0]
+        codes, scale, *rest = source.args
+        with graph.before(node):
+            new = graph.add_call(DEQUANTIZE, codes, scale * factor(node), *rest)
+        graph.replace(node, new)
 
 
 def is_scaling(node: fx.Node) -> bool:
     """Return whether a node multiplies by, or divides by, a positive number."""
     number: Any = node.args[1] if node.target in _SCALINGS else None
-    return isinstance(number, int | float) and number > 0 and not node.kwargs
+    return isinstance(number, int | float) and 0 < number < math.inf and not node.kwargs
 
 
 def factor(node: fx.Node) -> float:
     """Return what a scaling multiplies by."""
-    number = float(node.args[1])  # type: ignore[arg-type]
-    return number if node.target == aten.mul.Tensor else 1.0 / number
+    number: Any = node.args[1]
+    return float(number if node.target == aten.mul.Tensor else 1.0 / number)
 
 
 def _is_foldable(node: fx.Node) -> bool:
     source = node.args[0]
-    return is_scaling(node) and isinstance(source, fx.Node) and source.target == DEQUANTIZE
+    if not is_scaling(node) or not isinstance(source, fx.Node):
+        return False
+    return source.target == DEQUANTIZE and not source.kwargs

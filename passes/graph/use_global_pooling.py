@@ -56,7 +56,7 @@ def _over_image(node: fx.Node) -> bool:
 def _whole_window(node: fx.Node) -> bool:
     if (value := _image(node)) is None or any(is_dynamic(s) for s in value.shape[2:]):
         return False
-    window = list(node.args[1]) * 2  # type: ignore[arg-type, operator]
+    window = list(node.args[1]) * 2  # type: ignore[arg-type]
     padding = node.args[3] if len(node.args) > 3 else 0
     unpadded = padding in (0, [0], [0, 0], (0, 0))
     default = len(node.args) < 7 or node.args[6] is None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from qcompile.compiler.ir.quant import QuantParams, QuantSpec
-from qcompile.passes.calibration.parallel import each
+from qcompile.passes.calibration.parallel import total
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.rounding import Rounded
 
@@ -33,6 +34,10 @@ DRIFT_DAMPING = 0.1
 """Of the mean of H, when the weight moves: the drift is noise for the most part, and must not be fitted."""
 ROWS = 1 << 15
 """Rows of the unfolded input that are enough for H; more are taken evenly spaced."""
+
+
+MAX_COLUMNS = 4096
+"""A wider layer is rounded to nearest: its moments would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class Moments:
     hessian: Tensor
     drift: Tensor
 
+    @cached_property
+    def upper(self) -> Tensor:
+        """The upper Cholesky factor of the inverse of H with damping."""
+        lower: Tensor = torch.linalg.cholesky_ex(_damped_inverse(self.hessian, DAMPING))[0]
+        return lower.transpose(1, 2)
+
 
 def moments(layer: Layer, inputs: Sequence[tuple[Tensor, Tensor]]) -> Moments:
     """Return the moments over batches of (float, quantized) inputs."""
@@ -58,9 +69,7 @@ def moments(layer: Layer, inputs: Sequence[tuple[Tensor, Tensor]]) -> Moments:
         transposed = rows.transpose(1, 2)
         return (transposed @ rows).double(), ((exact - rows).transpose(1, 2) @ rows).double()
 
-    parts = each(of, inputs)
-    hessian = torch.stack([h for h, _ in parts]).sum(0)
-    drift = torch.stack([d for _, d in parts]).sum(0)
+    hessian, drift = total(of, inputs)
     return Moments(hessian, drift)
 
 
@@ -73,14 +82,12 @@ def gptq(layer: Layer, spec: QuantSpec, params: QuantParams, seen: Moments) -> R
         params: Scales, per tensor or per output channel.
         seen: Of the layer's inputs.
     """
-    inverse = _damped_inverse(seen.hessian)
-    return _round_columns(layer, spec, params, as_matrix(layer), inverse, "gptq")
+    return _round_columns(layer, spec, params, as_matrix(layer), seen.upper, "gptq")
 
 
 def gptaq(layer: Layer, spec: QuantSpec, params: QuantParams, seen: Moments) -> Rounded:
     """Return the weight moved to the float output, then rounded with error feedback."""
-    inverse = _damped_inverse(seen.hessian)
-    return _round_columns(layer, spec, params, moved_matrix(layer, seen), inverse, "gptaq")
+    return _round_columns(layer, spec, params, moved_matrix(layer, seen), seen.upper, "gptaq")
 
 
 def as_matrix(layer: Layer) -> Tensor:
@@ -95,10 +102,9 @@ def moved_matrix(layer: Layer, seen: Moments) -> Tensor:
 
 
 def _round_columns(
-    layer: Layer, spec: QuantSpec, params: QuantParams, matrix: Tensor, inverse: Tensor, name: str
+    layer: Layer, spec: QuantSpec, params: QuantParams, matrix: Tensor, upper: Tensor, name: str
 ) -> Rounded:
     matrix = matrix.clone()
-    upper = torch.linalg.cholesky_ex(inverse)[0].transpose(1, 2)
     per_row = params.scale.flatten().expand(layer.weight.shape[0])
     scale = per_row.reshape(matrix.shape[:2]).double()
     codes = torch.empty_like(matrix)
@@ -112,7 +118,7 @@ def _round_columns(
     return Rounded(codes.reshape(layer.weight.shape).to(spec.dtype), params, name)
 
 
-def _damped_inverse(h: Tensor, damping: float = DAMPING) -> Tensor:
+def _damped_inverse(h: Tensor, damping: float) -> Tensor:
     """Return the inverse of H plus damping, which grows until a Cholesky factor exists."""
     mean = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     identity = torch.eye(h.shape[1], dtype=h.dtype)

@@ -12,7 +12,7 @@ from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.calibration.parallel import each
 from qcompile.passes.calibration.walk import Values
 from qcompile.passes.quantization.adaround import adaround
-from qcompile.passes.quantization.gptq import gptaq, gptq, moments
+from qcompile.passes.quantization.gptq import MAX_COLUMNS, gptaq, gptq, moments
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.records import LayerRecord, sqnr_db
 from qcompile.passes.quantization.rounding import Rounded, round_to_nearest
@@ -78,10 +78,16 @@ def best_trial(data: LayerData, method: str, record: LayerRecord) -> Trial:
     importance = layer.importance([data.inputs.quantized[i] for i in data.fitted])
     nearest = round_to_nearest(layer.weight, spec, importance)
     trials = [try_rounding(data, nearest)]
-    if method != "nearest" and layer.weight.dim() <= 4:
+    columns = layer.weight[0].numel()
+    if method != "nearest" and columns > MAX_COLUMNS:
+        record.note = (
+            f"rounded to nearest: {method} is for up to {MAX_COLUMNS} inputs, here {columns}"
+        )
+    elif method != "nearest" and layer.weight.dim() <= 4:
         seen = moments(
             layer, [(data.inputs.float[i], data.inputs.quantized[i]) for i in data.fitted]
         )
+        assert seen.upper.shape == seen.hessian.shape  # made once, before two threads ask for it
         rounded = each(lambda f: f(layer, spec, nearest.params, seen), (gptq, gptaq))
         trials += [try_rounding(data, r) for r in rounded]
         if method == "adaround":

@@ -34,7 +34,7 @@ def export(graph: Graph) -> onnx_ir.Model:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(error.name or "onnx", "onnx") from error
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 graph.exported(),
@@ -76,20 +76,18 @@ def _rename_inputs(model: onnx_ir.Model, graph: Graph) -> None:
 
 def _refusal(graph: Graph, error: Exception) -> str:
     text = str(error)
-    missing = sorted(set(re.findall(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)))
+    pattern = r"No ONNX function found for <OpOverload\(op='([^']+)', overload='([^']+)'\)"
+    missing = sorted({".".join(match) for match in re.findall(pattern, text)})
     if not missing:
         lines = [line for line in text.splitlines() if line.strip()]
         return f"torch.onnx cannot translate the model: {lines[0] if lines else text}"
-    places = {
-        op: [n.name for n in graph.nodes if op.split(".")[0].replace("::", ".") in str(n.target)]
-        for op in missing
-    }
+    places = {op: [n.name for n in graph.nodes if str(n.target) == op] for op in missing}
     listed = "; ".join(f"{op} (at {', '.join(at) or 'an inner op'})" for op, at in places.items())
-    return f"ONNX has no form for {len(missing)} op(s) of this model: {listed}; rewrite them in the model"
+    return f"ONNX has no form for {len(missing)} op(s) of this model: {listed}; rewrite them there"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what the exporter logs and warns about itself."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -28,6 +31,9 @@ def engine_ops(model: Path, options: Mapping[str, Any]) -> Counter[str]:
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         for key, value in sorted(options.items()):
             settings.add_session_config_entry(key, str(value))
+        room = shutil.disk_usage(folder).free
+        if room < 4 * model.stat().st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
         try:
             onnxruntime.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -16,6 +19,7 @@ from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
 from qcompile.targets.base import NodePlan, Scheme
 from qcompile.targets.device import Device
 from qcompile.targets.onnx.capabilities import INTEGER_OPS, WHY_FLOAT
+from qcompile.targets.onnx.export import OPSET, quiet
 
 _DTYPES = {"f32", "f64", "f16", "bf16", "i8", "i16", "i32", "i64", "u8", "u16", "bool"}
 
@@ -96,14 +100,22 @@ def _stored(graph: Graph, node: fx.Node, scheme: Scheme) -> dict[str, int]:
 
 
 def _translatable(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
+    """Return whether ``torch.onnx`` has the op, or takes it apart into others."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or op.namespace == "quantized_decomposed":
         return True
-    if node.target.namespace not in ("aten", "prims", "quantized_decomposed", "qcompile"):
-        return node.target in _registered()
-    return True
+    known = _registry().is_registered(op) or op in _decomposed()
+    return bool(known or op._can_decompose())
 
 
-def _registered() -> set[object]:
+@cache
+def _registry() -> Any:
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    return set(ONNXRegistry.from_torchlib().functions)
+    with quiet():
+        return ONNXRegistry.from_torchlib(OPSET)
+
+
+@cache
+def _decomposed() -> frozenset[object]:
+    return frozenset(torch.export.default_decompositions())

@@ -105,3 +105,44 @@ def test_a_transpose_with_another_user_stays(rewrite: Rewrite) -> None:
     assert rewrite(graph, Canonicalize()) == 1
     assert len(graph.calls(aten.linear.default)) == 1
     assert len(graph.calls(aten.t.default, aten.permute.default)) == 1
+
+
+def test_every_transpose_of_a_weight(rewrite: Rewrite) -> None:
+    functions: list[Callable[[Any, Tensor], Tensor]] = [
+        lambda fc, x: x @ fc.weight.T,
+        lambda fc, x: x @ fc.weight.mT,
+        lambda fc, x: x @ fc.weight.transpose(-1, 0),
+        lambda fc, x: x[0] @ fc.weight.t(),
+        lambda fc, x: x.reshape(1, 4, 4) @ fc.weight.permute(-1, 0),
+    ]
+    graph = trace(Applies(lambda fc, x: [f(fc, x) for f in functions]), torch.randn(4, 4))
+    rewrite(graph, Canonicalize())
+    assert len(graph.calls(aten.linear.default)) == len(functions)
+
+
+def test_what_is_no_transposed_weight_stays(rewrite: Rewrite) -> None:
+    functions: list[Callable[[Any, Tensor], Tensor]] = [
+        lambda fc, x: x @ fc.weight,
+        lambda fc, x: x @ fc.weight.transpose(0, 0),
+        lambda fc, x: x @ fc.bias.t(),  # of a vector: itself
+        lambda fc, x: x @ x.t(),
+        lambda fc, x: fc.weight.t() @ x,
+    ]
+    graph = trace(Applies(lambda fc, x: [f(fc, x) for f in functions]), torch.randn(4, 4))
+    assert rewrite(graph, Canonicalize()) == 0
+
+
+def test_pads_by_a_constant(rewrite: Rewrite) -> None:
+    functions: list[Callable[[Any, Tensor], Tensor]] = [
+        lambda fc, x: F.pad(x, (1, 2)),
+        lambda fc, x: F.pad(x, (1, 2, 0, 3), value=0.5),
+        lambda fc, x: F.pad(x, (-1, 0)),
+    ]
+    graph = trace(Applies(lambda fc, x: [f(fc, x) for f in functions]), torch.randn(4, 4))
+    assert rewrite(graph, Canonicalize()) == 3
+    assert len(graph.calls(aten.constant_pad_nd.default)) == 3
+
+
+def test_pads_by_what_is_there_stay(rewrite: Rewrite) -> None:
+    graph = trace(Applies(lambda fc, x: F.pad(x, (1, 1), "reflect")), torch.randn(4, 4))
+    assert rewrite(graph, Canonicalize()) == 0

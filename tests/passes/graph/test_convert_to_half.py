@@ -40,8 +40,9 @@ def convert(graph: Graph) -> int:
 def dtypes(graph: Graph) -> set[torch.dtype]:
     """Return the float dtypes of all calls but the casts at the outputs."""
     (output,) = graph.module.graph.find_nodes(op="output")
-    inner = [n for n in graph.nodes if n.op == "call_function" and output not in n.users]
-    return {n.meta["val"].dtype for n in inner if n.meta["val"].is_floating_point()}
+    calls = [n for n in graph.nodes if n.op == "call_function" and output not in n.users]
+    found = {n.meta["val"].dtype for n in calls if isinstance(n.meta["val"], Tensor)}
+    return {dtype for dtype in found if dtype.is_floating_point}
 
 
 def test_golden(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor, nn
 
 from qcompile.passes.quantization.records import sqnr_db
 from qcompile.targets.onnx.optimized import engine_ops
-
-from .conftest import Lower
 
 
 class Net(nn.Module):
@@ -48,7 +47,7 @@ MIDDLES: dict[str, tuple[Callable[[Tensor], Tensor], str | None]] = {
     "device", ["x86-avx512-vnni", pytest.param("raspberry-pi-5", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("name", MIDDLES)
-def test_no_float_op_is_left(lower: Lower, name: str, device: str) -> None:
+def test_no_float_op_is_left(lower: Any, name: str, device: str) -> None:
     middle, expected = MIDDLES[name]
     lowered = lower(Net(middle).eval(), torch.randn(4, 3, 8, 8), device=device)
     found = engine_ops(lowered.folder / "model.onnx", lowered.emitted.engine["options"])
@@ -58,7 +57,7 @@ def test_no_float_op_is_left(lower: Lower, name: str, device: str) -> None:
         assert found[expected] >= 1, dict(found)
 
 
-def test_concatenation_is_integer(lower: Lower) -> None:
+def test_concatenation_is_integer(lower: Any) -> None:
     net = Net(lambda x: torch.cat([x, functional.relu(x)], 1), channels=16).eval()
     lowered = lower(net, torch.randn(4, 3, 8, 8))
     found = engine_ops(lowered.folder / "model.onnx", lowered.emitted.engine["options"])
@@ -69,7 +68,7 @@ def test_concatenation_is_integer(lower: Lower) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(4, 6), (2, 5, 6)])
 def test_linear_is_integer_whatever_its_rank_and_bias(
-    lower: Lower, shape: tuple[int, ...], bias: bool
+    lower: Any, shape: tuple[int, ...], bias: bool
 ) -> None:
     lowered = lower(nn.Linear(6, 4, bias=bias), torch.randn(*shape))
     found = engine_ops(lowered.folder / "model.onnx", lowered.emitted.engine["options"])
@@ -91,7 +90,7 @@ class Attention(nn.Module):
         return self.out(mixed.squeeze(1))  # type: ignore[no-any-return]
 
 
-def test_attention_is_integer_from_end_to_end(lower: Lower) -> None:
+def test_attention_is_integer_from_end_to_end(lower: Any) -> None:
     lowered = lower(Attention(), torch.randn(4, 6, 8))
     found = engine_ops(lowered.folder / "model.onnx", lowered.emitted.engine["options"])
     assert lowered.emitted.floats == ()
@@ -99,14 +98,14 @@ def test_attention_is_integer_from_end_to_end(lower: Lower) -> None:
     assert found["QLinearSoftmax"] == 1
 
 
-def test_what_stays_float_is_listed_with_its_reason(lower: Lower) -> None:
+def test_what_stays_float_is_listed_with_its_reason(lower: Any) -> None:
     lowered = lower(Net(functional.gelu).eval(), torch.randn(4, 3, 8, 8))
     assert [(row["op"], row["count"]) for row in lowered.emitted.floats] == [("Gelu", 1)]
     assert "integer GELU" in lowered.emitted.floats[0]["why"]
 
 
 @pytest.mark.parametrize("precision", ["int8", "w8a16", "fp16", "fp32"])
-def test_precisions_are_close_to_float(lower: Lower, precision: str) -> None:
+def test_precisions_are_close_to_float(lower: Any, precision: str) -> None:
     lowered = lower(Net(functional.relu).eval(), torch.randn(4, 3, 8, 8), precision=precision)
     expected, found = (g.run(lowered.inputs)["output"] for g in (lowered.source, lowered.graph))
     quality = sqnr_db([(expected, found)])
