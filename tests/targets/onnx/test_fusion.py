@@ -36,7 +36,7 @@ MIDDLES: dict[str, tuple[Callable[[Tensor], Tensor], str | None]] = {
     "hard-swish": (functional.hardswish, "QLinearMul"),
     "average pool": (lambda x: functional.avg_pool2d(x, 2), "QLinearAveragePool"),
     "global pool": (lambda x: x.mean((2, 3), keepdim=True), "QLinearGlobalAveragePool"),
-    "max pool": (lambda x: functional.max_pool2d(x, 2), "MaxPool"),
+    "max pool": (lambda x: functional.max_pool2d(x, 2), None),
     "leaky relu": (lambda x: functional.leaky_relu(x, 0.1), "QLinearLeakyRelu"),
     "softmax": (lambda x: torch.softmax(x, 1), "QLinearSoftmax"),
     "permute": (lambda x: x.permute(0, 1, 3, 2), "Transpose"),
