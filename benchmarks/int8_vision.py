@@ -38,7 +38,7 @@ from report_int8 import environment, markdown, versions
 
 HERE = Path(__file__).parent
 OURS = "qcompile"
-ROWS = (OURS, f"{OURS}-adaround")
+ROWS = (OURS, f"{OURS}-nearest", f"{OURS}-adaround")
 TARGET = "x86-avx512-vnni"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,11 +218,6 @@ class _Interpreter(fx.Interpreter):
 def is_dynamic(size: Any) -> bool:
     """Return whether a size is symbolic."""
     return isinstance(size, torch.SymInt) and bool(free_symbols(size))
-
-
-def node_args(nodes: Iterable[Any]) -> list[fx.Node]:
-    """Return those arguments that are nodes."""
-    return [n for n in nodes if isinstance(n, fx.Node)]
 
 
 def _is_pure(node: fx.Node) -> bool:
