@@ -60,8 +60,8 @@ def main() -> None:
     calibration, _ = load_images(given.data / "data" / "cifar10_calibration.npz")
     test, labels = load_images(given.data / "data" / "cifar10_test.npz")
     test, labels = test[: given.images], labels[: given.images]
-    versions = {p: importlib.metadata.version(p) for p in ("torch", "onnxruntime")}
-    print(f"{versions}, {len(test)} images\n")
+    versions = [f"{p} {importlib.metadata.version(p)}" for p in ("torch", "onnxruntime")]
+    print(f"{', '.join(versions)}; {len(test)} images\n")
     print(
         "| network | weights | float top-1 | INT8 top-1 | change |\n| --- | --- | --- | --- | --- |"
     )

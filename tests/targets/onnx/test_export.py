@@ -111,6 +111,19 @@ def test_unsupported_ops_are_all_named_before_any_work() -> None:
         EMITTER.check(graph)
 
 
+class Cast(nn.Module):
+    """``torch.export`` adds an assertion, which ONNX has no form for, beside the cast."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids.to(torch.float32) + 1
+
+
+def test_an_assertion_that_nobody_reads_is_no_unsupported_op() -> None:
+    graph = trace(Cast(), (torch.ones(2, 3, dtype=torch.int64),))
+    assert any("assert" in str(node.target) for node in graph.nodes)
+    EMITTER.check(graph)
+
+
 @pytest.mark.parametrize(
     ("device", "bits", "signed"),
     [
