@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ Array = NDArray[Any]
 class Engine(Protocol):
     """One module of ``runtime/sessions``: how an engine loads an artifact and runs it."""
 
+    version: str
+
     def __init__(self, artifact: Path, options: Mapping[str, Any], threads: int) -> None: ...
 
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
@@ -36,7 +39,7 @@ class Session:
         check_files: Compare all files with the manifest's digests first.
 
     Raises:
-        BundleError: The bundle cannot be read or trusted.
+        BundleError: The bundle cannot be read or trusted, or the engine is older than it needs.
         MissingPackageError: Its engine is not installed.
     """
 
@@ -54,6 +57,7 @@ class Session:
             self._engine = engine(artifact, options, threads)
         except BundleError as error:
             raise BundleError(f"{artifact}: {error}") from error
+        _check_version(self.manifest.engine, self._engine.version)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model.
@@ -109,6 +113,21 @@ def _fits(value: Any, dtype: Any, info: TensorInfo) -> bool:
     if not isinstance(value, np.ndarray):
         return False
     return bool(value.dtype == dtype) and value.ndim == len(info.shape)
+
+
+def _check_version(engine: Mapping[str, Any], version: str) -> None:
+    minimum = str(engine.get("minimum", "0"))
+    if _release(version) < _release(minimum):
+        name = engine["name"]
+        raise BundleError(
+            f"the bundle was made for {name} {minimum} or later, and this is {version}, which would "
+            f"compute otherwise than was verified; run: pip install --upgrade '{name}>={minimum}'"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: ``1.23.0rc1`` is (1, 23, 0)."""
+    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)  # type: ignore[index]
 
 
 def _mismatch(inputs: Mapping[str, Array], wanted: Sequence[TensorInfo]) -> str:

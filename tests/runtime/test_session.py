@@ -106,3 +106,19 @@ def test_the_cost_of_importing() -> None:
     print(f"import qcompile.runtime: {1000 * float(seconds):.0f} ms beyond numpy")
     assert has_torch == "False"
     assert float(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("version", "old"),
+    [("1.22.1", True), ("1.9", True), ("1.23", False), ("1.23.0rc1", False), ("2.0", False)],
+)
+def test_an_engine_older_than_the_bundle_needs_is_refused(
+    session: Session, monkeypatch: pytest.MonkeyPatch, version: str, old: bool
+) -> None:
+    assert session.manifest.engine["minimum"] == "1.23"
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    if not old:
+        assert Session(session.folder).run(arrays())
+        return
+    with pytest.raises(BundleError, match=rf"1\.23 or later, and this is {version}.*pip install"):
+        Session(session.folder)
