@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ FOLDERS = ("graph", "calibration", "quantization")
 
 
 @dataclass(frozen=True)
-class Pass:
+class Pass(ABC):
     """A rewrite of a graph; a subclass is a frozen dataclass with a kebab-case ``name``."""
 
     name: ClassVar[str]
@@ -31,9 +32,9 @@ class Pass:
     def requires(self, graph: Graph) -> None:
         """Raise if the graph is not what this pass needs."""
 
+    @abstractmethod
     def run(self, graph: Graph) -> int:
         """Rewrite in place; return the number of rewrites, 0 if and only if nothing changed."""
-        raise NotImplementedError
 
     def ensures(self, graph: Graph) -> None:
         """Raise if the graph is not what this pass promises."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,36 +107,37 @@ class Emitted:
     tools: Mapping[str, str]
 
 
-class Emitter:
+class Emitter(ABC):
     """Writes one format."""
 
     name: ClassVar[str]
     description: ClassVar[str]
 
+    @abstractmethod
     def precisions(self, device: Device) -> Sequence[str]:
         """Return what this format can store for a device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scheme(self, precision: str, device: Device, *, per_tensor: bool) -> Scheme:
         """Return the formats of a precision; called only with one of ``precisions``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, graph: Graph) -> None:
         """Raise ``UnsupportedError`` with all that cannot be stored, before any costly work."""
-        raise NotImplementedError
 
+    @abstractmethod
     def plan(self, graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
-        """Return what would become of every node, without doing it."""
-        raise NotImplementedError
+        """Return what would become of every node; the graph, the caller's own copy, may be rewritten."""
 
+    @abstractmethod
     def passes(self, recipe: Recipe) -> list[Pass]:
         """Return the passes that turn the float graph into what is stored, in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def emit(self, graph: Graph, folder: Path) -> Emitted:
         """Write the artifact."""
-        raise NotImplementedError
 
+    @abstractmethod
     def engine_errors(
         self, graph: Graph, folder: Path, emitted: Emitted, inputs: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
@@ -152,7 +154,6 @@ class Emitter:
         Returns:
             A row a value: ``name``, ``values``, ``differing``, ``largest``, ``sqnr_db``.
         """
-        raise NotImplementedError
 
 
 def emitter_names() -> list[str]:

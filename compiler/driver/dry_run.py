@@ -13,7 +13,6 @@ from qcompile.compiler.driver.target import Target, resolve
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
-from qcompile.passes.graph.decompose_attention import DecomposeAttention
 from qcompile.passes.graph.fusion import fused_activation
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.targets.base import NodePlan
@@ -76,8 +75,6 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
     graph = source.graph.copy()
     passes = float_pipeline()
     base.run(graph, passes, base.RunOptions(check=False))
-    if target.scheme.activation is not None:
-        base.run(graph, [DecomposeAttention()], base.RunOptions(check=False))
     nodes = target.emitter.plan(graph, target.scheme, target.device)
     graph_bytes = GRAPH_BYTES_A_NODE[target.scheme.activation is not None] * len(nodes)
     weights = sum(n.bytes for n in nodes) + _other_constants(graph, nodes, target)

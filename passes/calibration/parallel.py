@@ -31,7 +31,7 @@ def total(function: Callable[[Item], tuple[Tensor, ...]], items: Sequence[Item])
     Only as many results as there are workers are held at once.
     """
     sums: list[Tensor] = []
-    width = _workers()._max_workers
+    width = _worker_count()
     for start in range(0, len(items), width):
         for parts in each(function, items[start : start + width]):
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
@@ -40,10 +40,14 @@ def total(function: Callable[[Item], tuple[Tensor, ...]], items: Sequence[Item])
 
 @cache
 def _workers() -> ThreadPoolExecutor:
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return ThreadPoolExecutor(count, "qcompile", initializer=_prepare)
+    return ThreadPoolExecutor(_worker_count(), "qcompile", initializer=_prepare)
+
+
+def _worker_count() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _prepare() -> None:

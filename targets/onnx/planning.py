@@ -13,6 +13,8 @@ from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
 from qcompile.compiler.ir.quant import FloatSpec
 from qcompile.compiler.ir.text import dtype_text
+from qcompile.passes.base import RunOptions, run
+from qcompile.passes.graph.decompose_attention import DecomposeAttention
 from qcompile.passes.graph.fusion import ACTIVATIONS
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
@@ -45,9 +47,10 @@ def refuse_unsupported(graph: Graph) -> None:
 
 
 def plan(graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
-    """Return the plan of every computing node, in order."""
+    """Return the plan of every computing node, in order; attention is taken apart as in a build."""
     integer: set[fx.Node] = set()
     if scheme.weight is not None and scheme.activation is not None:
+        run(graph, [DecomposeAttention()], RunOptions(check=False))
         integer = InsertObservers(INTEGER_OPS, scheme.activation, scheme.weight).integer_nodes(
             graph
         )
