@@ -149,7 +149,9 @@ def _run_one(graph: Graph, current: Pass, done: Sequence[PassRecord], check: boo
         message = f"pass {current.name!r} failed (passes before it: {earlier}): {error}"
         raise _with_text(PassError(message), graph) from error
     if changed != bool(rewrites):
-        message = f"pass {current.name!r} reported {rewrites} rewrites, but the graph says otherwise"
+        message = (
+            f"pass {current.name!r} reported {rewrites} rewrites, but the graph says otherwise"
+        )
         raise _with_text(PassError(message), graph)
     return PassRecord(current.name, rewrites, time.perf_counter() - start)
 

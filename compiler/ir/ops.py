@@ -1,7 +1,11 @@
-"""The ops of the IR beyond ATen: quantize/dequantize of the field, and one marker of our own.
+"""The ops of the IR beyond ATen: quantize/dequantize of the field, and three of our own.
 
 ``quantized_decomposed`` is what PT2E, ExecuTorch, coremltools and ``torch.onnx`` read. The ops exist
 once ``torch.ao.quantization.fx._decomposed`` is imported; that import is here and nowhere else.
+
+Those ops know one scale a tensor or a channel and float32 values. ``qcompile::dequantize_blockwise``
+and ``qcompile::lookup`` say what engines that decode weights while they load them store: blocks of any
+shape, tables, and values that are rounded to float16 (Core ML's ``constexpr_*``, FORMATS A.8).
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import warnings
 
 import torch
 from torch import Tensor
+
+from qcompile.compiler.ir.storage import spread, to_half
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -29,7 +35,7 @@ def observe(x: Tensor, spec: str, shares: str) -> Tensor:
 
     Args:
         x: A weight or an activation, any shape.
-        spec: ``str(QuantSpec)``.
+        spec: ``str(QuantSpec)``, or ``str(PaletteSpec)`` for a weight.
         shares: Name of the observed node whose scale and zero point this one takes over; ``""`` for
             its own.
 
@@ -45,3 +51,69 @@ def _(x: Tensor, spec: str, shares: str) -> Tensor:
 
 
 OBSERVE = torch.ops.qcompile.observe.default
+
+
+@torch.library.custom_op("qcompile::dequantize_blockwise", mutates_args=())
+def dequantize_blockwise(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, float_bits: int
+) -> Tensor:
+    """Return ``scale * (codes - zero_point)``, where blocks of codes share a scale.
+
+    Args:
+        codes: int8, or uint8 where there is a zero point; any shape.
+        scale: float32, positive, of the rank of ``codes``; each size divides that of ``codes``. With
+            ``float_bits=16`` its values are float16 numbers.
+        zero_point: Of the shape of ``scale`` and the dtype of ``codes``; ``None`` is 0.
+        bits: Of a stored code: all codes fit into a number of so many bits, signed as the dtype is.
+        float_bits: 16 to round each value once to float16, 32 to leave it.
+
+    Returns:
+        float32, the shape of ``codes``.
+    """
+    shape = tuple(codes.shape)
+    steps = codes.float()
+    if zero_point is not None:
+        steps = steps - spread(zero_point.float(), shape)
+    values = steps * spread(scale, shape)
+    return to_half(values) if float_bits == 16 else values
+
+
+@dequantize_blockwise.register_fake
+def _(
+    codes: Tensor, scale: Tensor, zero_point: Tensor | None, bits: int, float_bits: int
+) -> Tensor:
+    return torch.empty_like(codes, dtype=torch.float32)
+
+
+DEQUANTIZE_BLOCKWISE = torch.ops.qcompile.dequantize_blockwise.default
+
+
+@torch.library.custom_op("qcompile::lookup", mutates_args=())
+def lookup(indices: Tensor, lut: Tensor, scale: Tensor | None, float_bits: int) -> Tensor:
+    """Return the entries that ``indices`` name in the table of their output channel.
+
+    Args:
+        indices: uint8, ``[out, ...]``.
+        lut: float32 ``[groups, 2**bits]``: the first ``out / groups`` channels read the first table,
+            and so on.
+        scale: float32 ``[out]``, multiplied to what is read; ``None`` is 1.
+        float_bits: 16 to round each value once to float16, 32 to leave it.
+
+    Returns:
+        float32, the shape of ``indices``.
+    """
+    grouped = indices.reshape(lut.shape[0], -1).long()
+    values = lut.gather(1, grouped).reshape(indices.shape)
+    if scale is not None:
+        values = values * scale.reshape(-1, *[1] * (indices.dim() - 1))
+    return to_half(values) if float_bits == 16 else values
+
+
+@lookup.register_fake
+def _(indices: Tensor, lut: Tensor, scale: Tensor | None, float_bits: int) -> Tensor:
+    return torch.empty_like(indices, dtype=torch.float32)
+
+
+LOOKUP = torch.ops.qcompile.lookup.default
+WEIGHT_DECODERS = (DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, DEQUANTIZE_BLOCKWISE, LOOKUP)
+"""What may stand between a stored weight and the op that reads it."""

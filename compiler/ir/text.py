@@ -56,9 +56,7 @@ def _size(size: Any, symbols: Mapping[str, str]) -> str:
     return text
 
 
-def _symbols(
-    graph: fx.Graph, dynamic: Mapping[str, Mapping[int, DynamicDim]]
-) -> dict[str, str]:
+def _symbols(graph: fx.Graph, dynamic: Mapping[str, Mapping[int, DynamicDim]]) -> dict[str, str]:
     found = {}
     for node in graph.find_nodes(op="placeholder"):
         for axis, dim in dynamic.get(str(node.target), {}).items():

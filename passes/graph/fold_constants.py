@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.ops import DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, OBSERVE, QUANTIZE
+from qcompile.compiler.ir.ops import OBSERVE, QUANTIZE, WEIGHT_DECODERS
 from qcompile.passes.base import Pass
 
-_KEEP = (DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, QUANTIZE, OBSERVE)
+_KEEP = (*WEIGHT_DECODERS, QUANTIZE, OBSERVE)
 
 
 @dataclass(frozen=True)

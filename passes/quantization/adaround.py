@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from qcompile.compiler.ir.quant import QuantParams, QuantSpec
-from qcompile.passes.quantization.gptq import Moments, as_matrix, moved_matrix
+from qcompile.passes.quantization.gptq import Moments, as_grid, as_matrix, moved_matrix
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.rounding import Rounded
 
@@ -49,41 +49,43 @@ def adaround(
     Args:
         layer: A 1-d or 2-d convolution or a linear layer.
         spec: Format of the codes.
-        params: Scales, per tensor or per output channel; kept.
+        params: Scales; kept.
         seen: Of the layer's inputs.
         moved: Whether to start from the weight that GPTAQ would round, not from the layer's own.
         iterations: Steps of Adam.
     """
     matrix = moved_matrix(layer, seen) if moved else as_matrix(layer)
-    per_row = params.scale.flatten().expand(layer.weight.shape[0])
-    real = matrix / per_row.reshape(*matrix.shape[:2], 1).double()
+    scale, zero_point = as_grid(layer, spec, params)
+    real = matrix / scale + zero_point
     # Codes beyond the range are clipped: what is left there is no rounding.
     real = real.clamp(spec.qmin, spec.qmax)
-    squares = per_row.reshape(*matrix.shape[:2], 1).square().double()
-    up = _learn(real, seen.hessian, squares, iterations) >= 0.5  # the few undecided ones too
+    up = _learn(real, seen.hessian, scale, iterations) >= 0.5  # the few undecided ones too
     codes = (real.floor() + up).clamp(spec.qmin, spec.qmax)
-    return Rounded(codes.reshape(layer.weight.shape).to(spec.dtype), params, "adaround")
+    return Rounded(spec, codes.reshape(layer.weight.shape).to(spec.dtype), params, "adaround")
 
 
-def _learn(real: Tensor, hessian: Tensor, squares: Tensor, iterations: int) -> Tensor:
+def _learn(real: Tensor, hessian: Tensor, scale: Tensor, iterations: int) -> Tensor:
     """Return h(V) after training, the shape of ``real``.
 
     Args:
         real: The weight in units of its scale, float64 ``[groups, out / groups, columns]``.
         hessian: ``[groups, columns, columns]``.
-        squares: Of the scales, ``[groups, out / groups, 1]``.
+        scale: float64, the shape of ``real``, or with 1 column for all.
         iterations: Steps.
     """
-    nearest = real.round() - real
+    row = scale.mean(2, keepdim=True)
+    squares, relative = row.float().square().double(), scale / row
+    nearest = (real.round() - real) * relative
     error = (squares * nearest * (nearest @ hessian)).sum()
     gain = (squares * real.numel() / error.clamp(min=1e-30)).float()
     hessian32, start = hessian.float(), (real - real.floor()).float()
+    relative = relative.float()
     with torch.enable_grad():
         v = _inverse(start).requires_grad_()
         optimizer = torch.optim.Adam([v], lr=LEARNING_RATE)
         for step in range(iterations):
             h = _rectified(v)
-            left = h - start
+            left = (h - start) * relative
             # Half the gradient of a quadratic form is one product: the other factor is held.
             loss = 2 * (gain * left * (left.detach() @ hessian32)).sum()
             if (done := step / iterations) >= WARM_START:

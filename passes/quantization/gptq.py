@@ -1,9 +1,8 @@
 """GPTQ: round a weight column by column, each time spreading the error over the columns to come.
 
-For a layer y = W x with inputs X and H = X^T X: with U the upper Cholesky factor of H^-1,
-    q_j = round(W_j),  e = (W_j - q_j) / U_jj,  W_k -= e * U_jk  for k > j
-The scales are fixed beforehand. Convolutions are unfolded; each group has its own H, so a depthwise
-layer costs a 9 x 9 problem a channel.
+For a layer y = W x with inputs X, H = X^T X; ``feedback.py`` has the recursion. The scales are fixed
+beforehand, those of groups too. Convolutions are unfolded; each group of a grouped one has its own H,
+so a depthwise layer costs a 9 x 9 problem a channel.
 
 ``gptaq`` first moves the weight to where it makes the float layer's output from the *quantized* input:
 with X the quantized and F the float input, W <- W + W (F - X)^T X (H + damping)^-1. Rounding noise is
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from qcompile.compiler.ir.quant import QuantParams, QuantSpec
 from qcompile.passes.calibration.parallel import total
+from qcompile.passes.quantization.feedback import BLOCK, round_columns
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.rounding import Rounded
 
@@ -79,7 +79,7 @@ def gptq(layer: Layer, spec: QuantSpec, params: QuantParams, seen: Moments) -> R
     Args:
         layer: A 1-d or 2-d convolution or a linear layer.
         spec: Format of the codes.
-        params: Scales, per tensor or per output channel.
+        params: Scales.
         seen: Of the layer's inputs.
     """
     return _round_columns(layer, spec, params, as_matrix(layer), seen.upper, "gptq")
@@ -101,21 +101,37 @@ def moved_matrix(layer: Layer, seen: Moments) -> Tensor:
     return matrix + matrix @ seen.drift @ _damped_inverse(seen.hessian, DRIFT_DAMPING)
 
 
+def as_grid(layer: Layer, spec: QuantSpec, params: QuantParams) -> tuple[Tensor, Tensor]:
+    """Return scales and zero points, float64 ``[groups, out / groups, columns]``, or 1 column for all."""
+    rows = layer.groups, layer.weight.shape[0] // layer.groups
+    values = params.scale, params.zero_point
+    if spec.group_size is not None:
+        spread = spec.expanded(params, layer.weight)
+        values = spread.scale, spread.zero_point
+    scale, zero_point = (_broadcast(v, layer.weight).reshape(*rows, -1).double() for v in values)
+    return scale, zero_point
+
+
+def _broadcast(value: Tensor, weight: Tensor) -> Tensor:
+    """Return one value a row, or one an element where a row has several."""
+    if value.numel() in (1, weight.shape[0]):
+        return value.flatten().expand(weight.shape[0])
+    return value.expand(weight.shape)
+
+
 def _round_columns(
     layer: Layer, spec: QuantSpec, params: QuantParams, matrix: Tensor, upper: Tensor, name: str
 ) -> Rounded:
-    matrix = matrix.clone()
-    per_row = params.scale.flatten().expand(layer.weight.shape[0])
-    scale = per_row.reshape(matrix.shape[:2]).double()
-    codes = torch.empty_like(matrix)
-    for column in range(matrix.shape[2]):
-        current = matrix[:, :, column]
-        code = (current / scale).round().clamp(spec.qmin, spec.qmax)
-        codes[:, :, column] = code
-        error = (current - code * scale) / upper[:, column, column, None]
-        rest = upper[:, column, None, column + 1 :]
-        matrix[:, :, column + 1 :] -= error[:, :, None] * rest
-    return Rounded(codes.reshape(layer.weight.shape).to(spec.dtype), params, name)
+    scales, zero_points = as_grid(layer, spec, params)
+
+    def nearest(column: int, current: Tensor) -> tuple[Tensor, Tensor]:
+        at = column if scales.shape[2] > 1 else 0
+        scale, zero_point = scales[:, :, at], zero_points[:, :, at]
+        code = ((current / scale).round() + zero_point).clamp(spec.qmin, spec.qmax)
+        return code, spec.rounded((code - zero_point) * scale)
+
+    codes = round_columns(matrix, upper, nearest, BLOCK if spec.is_blockwise else None)
+    return Rounded(spec, codes.reshape(layer.weight.shape).to(spec.dtype), params, name)
 
 
 def _damped_inverse(h: Tensor, damping: float) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import DEQUANTIZE, OBSERVE, QUANTIZE, aten
-from qcompile.compiler.ir.quant import QuantSpec
+from qcompile.compiler.ir.quant import QuantSpec, WeightSpec
 from qcompile.passes.base import Pass
 from qcompile.passes.graph.fold_scaling import is_scaling
 from qcompile.passes.graph.fusion import ACTIVATIONS, fused_activation
@@ -43,7 +43,7 @@ class InsertObservers(Pass):
     name = "insert-observers"
     ops: IntegerOps = field(repr=False)
     activation: QuantSpec | None
-    weight: QuantSpec
+    weight: WeightSpec
     keep_float: frozenset[str] = frozenset()
 
     def run(self, graph: Graph) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.ops import DEQUANTIZE, OBSERVE, QUANTIZE, aten
-from qcompile.compiler.ir.quant import QuantParams, QuantSpec
+from qcompile.compiler.ir.quant import QuantParams, QuantSpec, parse_weight_spec
 from qcompile.passes.calibration.observers import choose, histogram
 from qcompile.passes.calibration.walk import Values, Walk
 from qcompile.passes.graph.channel_links import LAYERS
 from qcompile.passes.quantization.error_after_add import error_after_add
+from qcompile.passes.quantization.fitting import fits_each_layer, formats
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.records import (
     ActivationRecord,
@@ -28,7 +29,7 @@ from qcompile.passes.quantization.store import (
     store_constant,
     store_weight,
 )
-from qcompile.passes.quantization.trials import LayerData, best_trial, fitted, held_out
+from qcompile.passes.quantization.trials import LayerData, Trial, best_trial, fitted, held_out
 
 SOFTMAX_REACH = 16.0
 """exp(-16) is a ten-millionth: what lies further below its row's largest value is 0 to a softmax."""
@@ -42,7 +43,7 @@ class Quantizer:
     rounding: str
     unit_range: frozenset[object]
     min_layer_sqnr_db: float
-    params: dict[str, QuantParams] = field(default_factory=dict)
+    params: dict[str, tuple[QuantSpec, QuantParams]] = field(default_factory=dict)
 
     def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
         """Take over observers and layers with an observed weight."""
@@ -59,10 +60,11 @@ class Quantizer:
         return None
 
     def _activation(self, walk: Walk, node: fx.Node, source: fx.Node) -> tuple[fx.Node, Values]:
-        spec, values = QuantSpec.parse(str(node.args[1])), walk.values[source]
-        params, observer = self._choose(walk, node, source, values, spec)
+        values = walk.values[source]
+        spec = _without_unused_sign(QuantSpec.parse(str(node.args[1])), values.quantized)
+        spec, params, observer = self._choose(walk, node, source, values, spec)
         new = store_activation(walk.graph, node, spec, params)
-        self.params[node.name] = self.params[new.name] = params
+        self.params[node.name] = self.params[new.name] = (spec, params)
         arguments = code_range(spec, params)
 
         def run(index: int) -> Tensor:
@@ -82,21 +84,21 @@ class Quantizer:
         assert value is not None
         params = spec.min_max(value)
         new = store_constant(walk.graph, node, spec, params)
-        decoded = spec.decode(spec.encode(value, params), params)
+        decoded = DEQUANTIZE(spec.encode(value, params), *code_range(spec, params))
         count = len(walk.samples)
         return new, Values([value] * count, [decoded] * count)
 
     def _choose(
         self, walk: Walk, node: fx.Node, source: fx.Node, values: Values, spec: QuantSpec
-    ) -> tuple[QuantParams, str]:
+    ) -> tuple[QuantSpec, QuantParams, str]:
         origin = source.args[0] if source.args else None
         if node.args[2] and isinstance(origin, fx.Node) and origin.name in self.params:
-            return self.params[origin.name], "shared"
+            return *self.params[origin.name], "shared"
         if source.target in self.unit_range:
-            return spec.params(torch.tensor(0.0), torch.tensor(1.0)), "fixed"
+            return spec, spec.params(torch.tensor(0.0), torch.tensor(1.0)), "fixed"
         measure = error_after_add(walk, node, spec, fitted(len(values.quantized)))
         choice = choose(histogram(_relevant(source, values.quantized)), spec, measure)
-        return choice.params, choice.observer
+        return spec, choice.params, choice.observer
 
     def _layer(self, walk: Walk, node: fx.Node, observer: fx.Node) -> tuple[fx.Node, Values]:
         weight_node, source, spec = observer.args[0], node.args[0], str(observer.args[1])
@@ -107,25 +109,48 @@ class Quantizer:
         bias = walk.graph.constant(node.args[2]) if len(node.args) > 2 else None
         layer, inputs = Layer(node, str(weight_node.target), weight, bias), walk.values[source]
         reference = walk.batches(lambda i: layer(inputs.float[i], weight, bias))
-        data = LayerData(layer, QuantSpec.parse(spec), inputs, reference)
+        data = LayerData(layer, parse_weight_spec(spec), inputs, reference)
         record = _record(data)
         self.log.layers.append(record)
-        best = best_trial(data, self.rounding, record)
-        if record.weight_sqnr_db is not None and record.weight_sqnr_db < self.min_layer_sqnr_db:
-            _keep_float(record, self.min_layer_sqnr_db)
+        best = self._best(data, record)
+        if best is None:
             walk.graph.replace(observer, weight_node)
             new_weight, new_bias = weight, bias
         else:
-            store_weight(walk.graph, observer, best.rounded, data.spec)
-            new_weight, new_bias = (
-                data.spec.decode(best.rounded.codes, best.rounded.params),
-                best.bias,
-            )
+            store_weight(walk.graph, observer, best.rounded)
+            new_weight, new_bias = best.rounded.decoded, best.bias
             if best.shifted and best.bias is not None:
                 store_bias(walk.graph, layer, best.bias)
         outputs = walk.batches(lambda i: layer(inputs.quantized[i], new_weight, new_bias))
         record.output_sqnr_db = sqnr_db((reference[i], outputs[i]) for i in data.judges)
         return node, Values(reference, outputs)
+
+    def _best(self, data: LayerData, record: LayerRecord) -> Trial | None:
+        """Return the weight in the first format that leaves it good enough; ``None``: it stays float."""
+        shape = tuple(data.layer.weight.shape)
+        failed = ""
+        for spec, note in formats(data.spec, shape):
+            record.add_note(failed)
+            record.add_note(note)
+            record.weight, record.bytes = str(spec), spec.storage_bytes(shape)
+            best = best_trial(replace(data, spec=spec), self.rounding, record)
+            quality = record.weight_sqnr_db
+            if quality is None or quality >= self.min_layer_sqnr_db:
+                return best
+            failed = (
+                f"in {spec} its output keeps {quality:.1f} dB, "
+                f"less than {self.min_layer_sqnr_db:g} dB"
+            )
+        reason = failed or f"{data.spec} would take no less than fp16"
+        _keep_float(record, reason, 16 if fits_each_layer(data.spec) else 32)
+        return None
+
+
+def _without_unused_sign(spec: QuantSpec, batches: Sequence[Tensor]) -> QuantSpec:
+    """Return symmetric codes without a sign where no value has one: 0 to 255, still around 0."""
+    if not spec.symmetric or any(bool((batch < 0).any()) for batch in batches):
+        return spec
+    return replace(spec, signed=False, symmetric=False, full_range=False)
 
 
 def _record(data: LayerData) -> LayerRecord:
@@ -134,13 +159,10 @@ def _record(data: LayerData) -> LayerRecord:
     return LayerRecord(data.layer.name, op, str(data.spec), weight.numel(), size)
 
 
-def _keep_float(record: LayerRecord, limit: float) -> None:
-    record.note = (
-        f"stays float: in {record.weight} its output keeps {record.weight_sqnr_db:.1f} dB, "
-        f"less than {limit:g} dB"
-    )
-    record.weight, record.rounding, record.bias_corrected = "fp32", "", False
-    record.bytes = 4 * record.parameters
+def _keep_float(record: LayerRecord, reason: str, bits: int) -> None:
+    record.add_note(f"stays float: {reason}")
+    record.weight, record.rounding, record.bias_corrected = f"fp{bits}", "", False
+    record.bytes = bits // 8 * record.parameters
 
 
 def _relevant(source: fx.Node, batches: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -40,6 +40,11 @@ class LayerRecord:
     output_sqnr_db: float | None = None
     note: str = ""
 
+    def add_note(self, text: str) -> None:
+        """Say one thing more; nothing, or what was said, is not said."""
+        if text not in self.note:
+            self.note = f"{self.note}; {text}" if self.note else text
+
 
 @dataclass
 class ActivationRecord:

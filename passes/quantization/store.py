@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx, int64, zeros
+from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.ops import DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, QUANTIZE
+from qcompile.compiler.ir.ops import (
+    DEQUANTIZE,
+    DEQUANTIZE_BLOCKWISE,
+    DEQUANTIZE_PER_CHANNEL,
+    LOOKUP,
+    QUANTIZE,
+)
 from qcompile.compiler.ir.quant import Granularity, QuantParams, QuantSpec
 from qcompile.passes.quantization.layer import Layer
-from qcompile.passes.quantization.rounding import Rounded
+from qcompile.passes.quantization.rounding import Coded, Palettized, Rounded
 
 
 def code_range(spec: QuantSpec, params: QuantParams) -> tuple[object, ...]:
@@ -45,22 +51,59 @@ def store_constant(
     return new
 
 
-def store_weight(graph: Graph, observer: fx.Node, rounded: Rounded, spec: QuantSpec) -> None:
-    """Replace an observed weight by codes, scales and a dequantize."""
+def store_weight(graph: Graph, observer: fx.Node, coded: Coded) -> None:
+    """Replace an observed weight by codes, scales or tables, and what decodes them."""
     weight = observer.args[0]
     assert isinstance(weight, fx.Node)
-    name = str(weight.target)
     with graph.before(observer):
-        codes = graph.add_constant(f"{name}_codes", rounded.codes)
-        if spec.granularity is Granularity.PER_TENSOR:
-            new = graph.add_call(DEQUANTIZE, codes, *code_range(spec, rounded.params))
-        else:
-            scale = rounded.params.scale.flatten()
-            scales = graph.add_constant(f"{name}_scale", scale)
-            zero = graph.add_constant(f"{name}_zero_point", zeros(len(scale), dtype=int64))
-            limits = (spec.axis, spec.qmin, spec.qmax, spec.dtype)
-            new = graph.add_call(DEQUANTIZE_PER_CHANNEL, codes, scales, zero, *limits)
+        new = add_decoder(graph, str(weight.target), coded)
     graph.replace(observer, new)
+
+
+def add_decoder(graph: Graph, name: str, coded: Coded) -> fx.Node:
+    """Add a weight's constants and what decodes them at the place set; return the decoder.
+
+    Args:
+        graph: Changed.
+        name: FQN of the weight, which the constants' names begin with.
+        coded: The weight.
+    """
+    if isinstance(coded, Palettized):
+        return _add_lookup(graph, name, coded)
+    spec, params = coded.spec, coded.params
+    codes = graph.add_constant(f"{name}_codes", coded.codes)
+    if spec.is_blockwise:
+        return _add_blockwise(graph, name, coded, codes)
+    if spec.granularity is Granularity.PER_TENSOR:
+        return graph.add_call(DEQUANTIZE, codes, *code_range(spec, params))
+    scales = graph.add_constant(f"{name}_scale", params.scale.flatten())
+    zero = graph.add_constant(f"{name}_zero_point", params.zero_point.flatten())
+    limits = (spec.axis, spec.qmin, spec.qmax, spec.dtype)
+    return graph.add_call(DEQUANTIZE_PER_CHANNEL, codes, scales, zero, *limits)
+
+
+def _add_blockwise(graph: Graph, name: str, coded: Rounded, codes: fx.Node) -> fx.Node:
+    spec, params = coded.spec, coded.params
+    shape = params.scale.shape if params.scale.dim() else [1] * coded.codes.dim()
+    scale = graph.add_constant(f"{name}_scale", params.scale.reshape(shape))
+    zero = None
+    if not spec.symmetric:
+        points = params.zero_point.reshape(shape).to(spec.dtype)
+        zero = graph.add_constant(f"{name}_zero_point", points)
+    return graph.add_call(DEQUANTIZE_BLOCKWISE, codes, scale, zero, spec.bits, spec.scale_bits)
+
+
+def _add_lookup(graph: Graph, name: str, coded: Palettized) -> fx.Node:
+    params = coded.params
+    indices = graph.add_constant(f"{name}_indices", coded.codes)
+    if params.lut_codes is None or params.lut_scale is None:
+        lut = graph.add_constant(f"{name}_lut", params.lut)
+    else:
+        entries = graph.add_constant(f"{name}_lut_codes", params.lut_codes)
+        unit = graph.add_constant(f"{name}_lut_scale", params.lut_scale.reshape(1, 1))
+        lut = graph.add_call(DEQUANTIZE_BLOCKWISE, entries, unit, None, 8, 16)
+    scale = None if params.scale is None else graph.add_constant(f"{name}_scale", params.scale)
+    return graph.add_call(LOOKUP, indices, lut, scale, 16)
 
 
 def store_bias(graph: Graph, layer: Layer, bias: Tensor) -> None:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qcompile.compiler.ir.quant import QuantSpec
+from qcompile.compiler.ir.quant import WeightSpec
 from qcompile.passes.calibration.parallel import each
 from qcompile.passes.calibration.walk import Values
 from qcompile.passes.quantization.adaround import adaround
-from qcompile.passes.quantization.gptq import MAX_COLUMNS, gptaq, gptq, moments
+from qcompile.passes.quantization.gptq import MAX_COLUMNS, Moments, gptaq, gptq, moments
 from qcompile.passes.quantization.layer import Layer
+from qcompile.passes.quantization.palette_feedback import feedback, refit
+from qcompile.passes.quantization.palettize import code_weight
 from qcompile.passes.quantization.records import LayerRecord, sqnr_db
-from qcompile.passes.quantization.rounding import Rounded, round_to_nearest
+from qcompile.passes.quantization.rounding import Coded, Palettized, Rounded
 
 
 def held_out(count: int) -> list[int]:
@@ -34,7 +36,7 @@ class LayerData:
     """A layer with its inputs and the float graph's output, a batch each."""
 
     layer: Layer
-    spec: QuantSpec
+    spec: WeightSpec
     inputs: Values
     reference: Sequence[Tensor]
 
@@ -60,7 +62,7 @@ class Trial:
         shifted: Whether the bias changed.
     """
 
-    rounded: Rounded
+    rounded: Coded
     bias: Tensor | None
     error: float
     shifted: bool
@@ -71,29 +73,19 @@ def best_trial(data: LayerData, method: str, record: LayerRecord) -> Trial:
 
     Args:
         data: The layer.
-        method: ``nearest``, ``gptq`` (with ``gptaq`` beside it) or ``adaround`` (with both).
+        method: ``nearest``, ``gptq`` (with ``gptaq`` beside it) or ``adaround`` (with both). Palettes
+            know no rounding up or down: there ``adaround`` is ``gptq``, which also fits the tables.
         record: Told what was tried and kept.
     """
     layer, spec = data.layer, data.spec
     importance = layer.importance([data.inputs.quantized[i] for i in data.fitted])
-    nearest = round_to_nearest(layer.weight, spec, importance)
-    trials = [try_rounding(data, nearest)]
-    columns = layer.weight[0].numel()
-    if method != "nearest" and columns > MAX_COLUMNS:
-        record.note = (
-            f"rounded to nearest: {method} is for up to {MAX_COLUMNS} inputs, here {columns}"
-        )
-    elif method != "nearest" and layer.weight.dim() <= 4:
-        seen = moments(
-            layer, [(data.inputs.float[i], data.inputs.quantized[i]) for i in data.fitted]
-        )
-        assert seen.upper.shape == seen.hessian.shape  # made once, before two threads ask for it
-        rounded = each(lambda f: f(layer, spec, nearest.params, seen), (gptq, gptaq))
-        trials += [try_rounding(data, r) for r in rounded]
-        if method == "adaround":
-            moved = trials[2].error < trials[1].error
-            learned = adaround(layer, spec, nearest.params, seen, moved=moved)
-            trials.append(try_rounding(data, learned))
+    start = code_weight(layer.weight, spec, importance)
+    trials = [try_rounding(data, start)]
+    if (seen := _seen(data, method, record)) is not None:
+        if isinstance(start, Palettized):
+            trials += _palette_trials(data, start, seen)
+        else:
+            trials += _grid_trials(data, start, seen, method)
     best = min(trials, key=lambda t: t.error)
     base = trials[0].error or 1e-30
     record.rounding, record.bias_corrected = best.rounded.method, best.shifted
@@ -102,13 +94,52 @@ def best_trial(data: LayerData, method: str, record: LayerRecord) -> Trial:
     return best
 
 
-def try_rounding(data: LayerData, rounded: Rounded) -> Trial:
+def _seen(data: LayerData, method: str, record: LayerRecord) -> Moments | None:
+    """Return what error feedback needs; ``None`` without it."""
+    layer = data.layer
+    columns = layer.weight[0].numel()
+    if method != "nearest" and columns > MAX_COLUMNS:
+        record.add_note(
+            f"rounded to nearest: {method} is for up to {MAX_COLUMNS} inputs, here {columns}"
+        )
+        return None
+    if method == "nearest" or layer.weight.dim() > 4:
+        return None
+    seen = moments(layer, [(data.inputs.float[i], data.inputs.quantized[i]) for i in data.fitted])
+    assert seen.upper.shape == seen.hessian.shape  # made once, before two threads ask for it
+    return seen
+
+
+def _grid_trials(data: LayerData, start: Rounded, seen: Moments, method: str) -> list[Trial]:
+    layer, spec = data.layer, start.spec
+    rounded = each(lambda f: f(layer, spec, start.params, seen), (gptq, gptaq))
+    trials = [try_rounding(data, r) for r in rounded]
+    if method == "adaround":
+        moved = trials[1].error < trials[0].error
+        learned = adaround(layer, spec, start.params, seen, moved=moved)
+        trials.append(try_rounding(data, learned))
+    return trials
+
+
+def _palette_trials(data: LayerData, start: Palettized, seen: Moments) -> list[Trial]:
+    """Return trials of feedback onto the tables, then of tables fitted to the better one's indices."""
+    layer = data.layer
+    found = each(lambda moved: feedback(layer, start, seen, moved=moved), (False, True))
+    trials = [try_rounding(data, f) for f in found]
+    moved = trials[1].error < trials[0].error
+    fitted_tables = refit(layer, found[int(moved)], seen, moved=moved)
+    if fitted_tables is not None:
+        trials.append(try_rounding(data, fitted_tables))
+    return trials
+
+
+def try_rounding(data: LayerData, rounded: Coded) -> Trial:
     """Return the error of a rounding with the bias that suits it.
 
     Bias correction (Nagel et al. 2019, section 4.2) is kept only where it lowers the error.
     """
     layer = data.layer
-    decoded = data.spec.decode(rounded.codes, rounded.params)
+    decoded = rounded.decoded
 
     def difference(i: int) -> Tensor:
         return data.reference[i] - layer(data.inputs.quantized[i], decoded, layer.bias)  # type: ignore[no-any-return]
@@ -131,8 +162,8 @@ def try_rounding(data: LayerData, rounded: Rounded) -> Trial:
     return Trial(rounded, bias, corrected, True)
 
 
-def _weight_sqnr(data: LayerData, rounded: Rounded) -> float | None:
-    layer, decoded = data.layer, data.spec.decode(rounded.codes, rounded.params)
+def _weight_sqnr(data: LayerData, rounded: Coded) -> float | None:
+    layer, decoded = data.layer, rounded.decoded
 
     def pair(i: int) -> tuple[Tensor, Tensor]:
         x = data.inputs.quantized[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,9 @@ def specs(draw: st.DrawFn, granularities: Any = tuple(Granularity)) -> QuantSpec
 PER_TENSOR = specs(granularities=[Granularity.PER_TENSOR])
 
 
-@given(specs())
-def test_text_round_trip(spec: QuantSpec) -> None:
+@given(specs(), st.sampled_from([16, 32]), st.booleans())
+def test_text_round_trip(spec: QuantSpec, scale_bits: int, full: bool) -> None:
+    spec = replace(spec, scale_bits=scale_bits, full_range=full and spec.symmetric)
     assert QuantSpec.parse(str(spec)) == spec
     assert parse_spec(str(spec)) == spec
 
@@ -91,6 +93,7 @@ def test_parse_refuses_what_is_no_spec(text: str) -> None:
         (QuantSpec(bits=4), -7, 7, torch.int8),
         (QuantSpec(bits=4, signed=False, symmetric=False), 0, 15, torch.uint8),
         (QuantSpec(bits=2), -1, 1, torch.int8),
+        (QuantSpec(bits=4, full_range=True), -8, 7, torch.int8),
         (QuantSpec(bits=16), -32767, 32767, torch.int16),
         (QuantSpec(bits=16, signed=False, symmetric=False), 0, 65535, torch.uint16),
     ],
@@ -210,9 +213,7 @@ def _onnx_quantize(x: Tensor, params: QuantParams) -> np.ndarray[Any, Any]:
     )
     opset = onnx.helper.make_opsetid("", 21)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
-    session = ort.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (codes,) = session.run(None, {"x": x.numpy()})
     return np.asarray(codes)
 
@@ -230,6 +231,9 @@ def _onnx_quantize(x: Tensor, params: QuantParams) -> np.ndarray[Any, Any]:
         ("int4 sym per_tensor", (3,), 2 + 4),  # codes end in the middle of a byte
         ("int3 sym per_tensor", (10,), 10 + 4),  # no engine packs 3 bits: a byte a code
         ("int16 sym per_tensor", (10,), 20 + 4),
+        ("int8 sym per_channel(0) fp16-scale", (64, 32), 2048 + 2 * 64),
+        ("int4 full per_group(1,32) fp16-scale", (64, 128, 3, 3), 36864 + 2 * 256),
+        ("uint4 asym per_group(1,32) fp16-scale", (64, 128), 4096 + 2 * 256 + 128),
         ("int8 sym per_tensor", (), 1 + 4),
     ],
 )
@@ -248,6 +252,8 @@ def test_bits_per_weight_counts_scales() -> None:
     [
         ({"bits": 1}, "2 to 8 or 16 bits, not 1"),
         ({"bits": 9}, "2 to 8 or 16 bits, not 9"),
+        ({"scale_bits": 8}, "16 or 32 bits, not 8"),
+        ({"symmetric": False, "full_range": True}, "leave full_range=False"),
         ({"signed": False}, "use signed=True, or symmetric=False"),
         ({"axis": 0}, "axis=0 does not fit granularity=per_tensor"),
         ({"granularity": Granularity.PER_CHANNEL}, "axis=None does not fit granularity=per_chann"),
@@ -313,3 +319,51 @@ def test_a_group_is_a_tensor_of_its_own(spec: QuantSpec, rows: int, width: int, 
 def test_an_axis_that_the_tensor_lacks() -> None:
     with pytest.raises(IndexError):
         QuantSpec(granularity=Granularity.PER_CHANNEL, axis=2).min_max(torch.ones(2, 2))
+
+
+@given(specs([Granularity.PER_GROUP]), st.integers(1, 3), st.integers(0, 2**31))
+def test_a_group_covers_all_kernel_positions(spec: QuantSpec, size: int, seed: int) -> None:
+    """Codes of a convolution's weight are those of the groups laid out as rows."""
+    spec = replace(spec, axis=1, group_size=size)
+    x = torch.randn(3, 2 * size, 2, 3, generator=torch.Generator().manual_seed(seed))
+    rows = x.reshape(3, 2, size * 6).flatten(1)
+    flat = replace(spec, group_size=size * 6)
+    params, expected = spec.min_max(x), flat.min_max(rows)
+    assert params.scale.shape == (3, 2, 1, 1)
+    assert torch.equal(params.scale.flatten(1), expected.scale)
+    assert spec.scale_count((3, 2 * size, 2, 3)) == 6
+    codes = spec.encode(x, params)
+    assert torch.equal(codes.flatten(1), flat.encode(rows, expected))
+    assert torch.equal(
+        spec.decode(codes, params).flatten(1), flat.decode(codes.flatten(1), expected)
+    )
+
+
+@given(specs(), st.floats(-8, 3), st.integers(0, 2**31))
+def test_half_scales(spec: QuantSpec, power: float, seed: int) -> None:
+    """Scales and values are float16 numbers, and the range that was asked for is covered."""
+    spec = replace(spec, bits=min(spec.bits, 8), scale_bits=16)
+    spec = replace(spec, axis=None if spec.axis is None else spec.axis % 2)
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)) * 10**power
+    params = spec.min_max(x)
+    assert torch.equal(params.scale, params.scale.half().float())
+    assert float(params.scale.min()) >= 2.0**-14
+    spread = spec.expanded(params, x)
+    low = (spec.qmin - spread.zero_point) * spread.scale
+    high = (spec.qmax - spread.zero_point) * spread.scale
+    edge = 0 if spec.symmetric else 0.5  # the zero point is rounded
+    assert bool((x >= low - edge * spread.scale).all())
+    assert bool((x <= high + edge * spread.scale).all())
+    codes = spec.encode(x, params)
+    decoded = spec.decode(codes, params)
+    exact = (codes.double() - spread.zero_point) * spread.scale.double()
+    assert torch.equal(decoded, exact.half().float())
+    assert torch.equal(spec.fake_quantize(x, params), decoded)
+
+
+def test_full_range_reaches_the_lowest_code() -> None:
+    spec = QuantSpec(bits=4, full_range=True)
+    assert float(spec.min_max(torch.tensor([-8.0, 3.0])).scale) == 1.0
+    assert float(spec.min_max(torch.tensor([-8.0, 14.0])).scale) == 2.0
+    params = spec.min_max(torch.tensor([-8.0, 3.0]))
+    assert spec.encode(torch.tensor([-8.0, 7.4]), params).tolist() == [-8, 7]

@@ -69,9 +69,7 @@ def test_each_look_up_reads_one_tensor(
 
 def test_runs_as_in_memory(stored: tuple[Graph, Graph]) -> None:
     in_memory, graph = stored
-    assert torch.equal(
-        graph.run(graph.inputs)["output"], in_memory.run(in_memory.inputs)["output"]
-    )
+    assert torch.equal(graph.run(graph.inputs)["output"], in_memory.run(in_memory.inputs)["output"])
     assert torch.equal(
         graph.copy().run(graph.inputs)["output"], in_memory.run(in_memory.inputs)["output"]
     )

@@ -41,7 +41,7 @@ def correlated(*shape: int) -> Tensor:
 
 
 def decoded(rounded: Rounded) -> Tensor:
-    return INT4.decode(rounded.codes, rounded.params)
+    return rounded.decoded
 
 
 def cost(layer: Layer, rounded: Rounded, seen: Moments, target: Tensor | None = None) -> float:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.errors import CalibrationError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.ops import OBSERVE, QUANTIZE, aten
-from qcompile.compiler.ir.quant import Granularity, QuantSpec
+from qcompile.compiler.ir.ops import DEQUANTIZE_BLOCKWISE, LOOKUP, OBSERVE, QUANTIZE, aten
+from qcompile.compiler.ir.quant import Granularity, QuantSpec, WeightSpec, parse_weight_spec
 from qcompile.passes.base import run
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.graph.fold_batch_norm import FoldBatchNorm
+from qcompile.passes.quantization.fitting import fitting_spec
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.integer_ops import IntegerOps
 from qcompile.passes.quantization.quantize import Quantize
@@ -57,15 +59,16 @@ def inputs(count: int = 8) -> Samples:
 
 def quantized(
     module: nn.Module,
-    weight: QuantSpec = INT8,
+    weight: WeightSpec = INT8,
     samples: Samples | None = None,
     rounding: str = "gptq",
+    activation: QuantSpec | None = UINT8,
     **options: object,
 ) -> tuple[Graph, QuantizationLog]:
     samples = samples or inputs()
     graph, log = trace(module.eval(), dict(samples.batches[0])), QuantizationLog()
     quantize = Quantize(samples, log, rounding, unit_range=OPS.unit_range, **options)  # type: ignore[arg-type]
-    run(graph, [FoldBatchNorm(), InsertObservers(OPS, UINT8, weight), quantize])
+    run(graph, [FoldBatchNorm(), InsertObservers(OPS, activation, weight), quantize])
     return graph, log
 
 
@@ -219,3 +222,93 @@ def test_range_before_a_hidden_add_may_clip() -> None:
     assert row.sqnr_db is not None
     assert plain.observer != "search"
     assert -row.scale * row.zero_point > -6  # of values down to about -20
+
+
+def decoded(graph: Graph, node: Any) -> Any:
+    """Return what a node computes from constants."""
+    if not isinstance(node, fx.Node):
+        return node
+    if (constant := graph.constant(node)) is not None:
+        return constant
+    assert callable(node.target)
+    return node.target(*[decoded(graph, argument) for argument in node.args])
+
+
+DECODED = {
+    "int8 sym per_channel(0) fp16-scale": "quantize_int8_fp16.txt",
+    "uint4 asym per_group(1,2) fp16-scale": "quantize_uint4_blocks.txt",
+    "palette3 fp16 per_channels(2)": "quantize_palette.txt",
+    "palette4 int8 per_tensor channel-scale": "quantize_palette_int8.txt",
+}
+
+
+@pytest.mark.parametrize(("text", "file"), DECODED.items())
+def test_golden_of_weights_that_are_decoded_at_load(
+    golden: Callable[[str, str], None],
+    quarters: Callable[[nn.Module], nn.Module],
+    text: str,
+    file: str,
+) -> None:
+    graph, _ = quantized(quarters(Residual()), parse_weight_spec(text), activation=None)
+    golden(file, stable(graph.to_text()))
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq", "adaround"])
+@pytest.mark.parametrize(
+    "text", [*DECODED, "int4 full per_group(1,2)", "int8 sym per_tensor fp16-scale"]
+)
+def test_decoded_weights_stay_close(text: str, rounding: str) -> None:
+    module, samples = Residual(), inputs()
+    spec = parse_weight_spec(text)
+    graph, log = quantized(module, spec, samples, rounding, activation=None)
+    shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
+    fitted = [fitting_spec(spec, shapes[row.name])[0] for row in log.layers]
+    assert [row.weight for row in log.layers] == [str(f) for f in fitted]
+    assert [row.bytes for row in log.layers] == [
+        f.storage_bytes(shapes[row.name]) for f, row in zip(fitted, log.layers, strict=True)
+    ]
+    for node in graph.calls(DEQUANTIZE_BLOCKWISE, LOOKUP):
+        value = decoded(graph, node)
+        assert torch.equal(value, value.half().float()) == (not text.endswith("per_group(1,2)"))
+    pairs = [(module(b["x"]).detach(), graph.run(b)["output"]) for b in inputs(10).batches[8:]]
+    assert (quality := sqnr_db(pairs)) is not None
+    assert quality > (30 if "int8 sym" in text else 8)
+
+
+def test_error_feedback_pays_for_palettes_too() -> None:
+    spec = parse_weight_spec("palette2 fp16 per_tensor")
+    _, log = quantized(Residual(), spec, activation=None, min_layer_sqnr_db=0.0)
+    for row in log.layers:
+        assert {"gptq", "gptaq"} < set(row.tried)
+        assert any(method.endswith("+refit") for method in row.tried)
+        assert row.tried[row.rounding] == min(row.tried.values()) < 1
+    assert log.layers[1].tried[log.layers[1].rounding] < 0.9
+
+
+def test_a_weight_that_needs_more_bits_gets_them() -> None:
+    spec = parse_weight_spec("palette1 fp16 per_tensor")
+    graph, log = quantized(Residual(), spec, activation=None, min_layer_sqnr_db=30.0)
+    for row in log.layers:
+        assert row.weight == "int8 sym per_channel(0) fp16-scale"
+        reason = r"in palette1 fp16 per_tensor its output keeps -?\d+\.\d dB, less than 30 dB; int8"
+        assert re.fullmatch(reason, row.note)
+    assert len(graph.calls(DEQUANTIZE_BLOCKWISE)) == 3
+
+
+def test_a_weight_without_a_format_stays_half() -> None:
+    spec = parse_weight_spec("palette8 fp16 per_tensor")
+    _, log = quantized(Residual(), spec, activation=None)
+    for row in log.layers:
+        assert (row.weight, row.bytes) == ("fp16", 2 * row.parameters)
+        assert row.note == "stays float: palette8 fp16 per_tensor would take no less than fp16"
+
+
+def test_unlike_what_was_asked_for_is_noted() -> None:
+    spec = parse_weight_spec("uint4 asym per_group(1,3) fp16-scale")
+    _, log = quantized(Residual(), spec, activation=None)
+    first, second, head = log.layers
+    assert first.weight == "uint4 asym per_channel(0) fp16-scale"
+    assert first.note == "groups of 3 do not divide 2: a scale a channel"
+    assert second.weight == "uint4 asym per_group(1,2) fp16-scale"
+    assert second.note == "groups of 3 do not divide 4: groups of 2"
+    assert head.weight == "uint4 asym per_channel(0) fp16-scale"

@@ -56,3 +56,44 @@ def test_zeros_stay_zeros() -> None:
     rounded = round_to_nearest(torch.zeros(3, 4), per_channel_spec(), torch.ones(1, 4))
     assert not rounded.codes.any()
     assert rounded.method == "nearest"
+
+
+@given(
+    seed=st.integers(0, 1 << 16),
+    shape=st.sampled_from([(3, 8), (4, 4, 3), (4, 8, 3, 2)]),
+    text=st.sampled_from(
+        ["int4 full per_group(1,4)", "uint4 asym per_group(1,4)", "uint4 asym per_channel(0)"]
+    ),
+    half=st.booleans(),
+)
+def test_blocks_are_searched_one_by_one(
+    seed: int, shape: tuple[int, ...], text: str, half: bool
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    spec = QuantSpec.parse(text + (" fp16-scale" if half else ""))
+    weight = torch.randn(shape, generator=draw) ** 3
+    importance = torch.rand(shape[:2], generator=draw).reshape(*shape[:2], *[1] * (len(shape) - 2))
+    full, found = spec.min_max(weight), clip_search(weight, spec, importance)
+    assert found.scale.shape == found.zero_point.shape == full.scale.shape
+    if half:
+        assert torch.equal(found.scale, found.scale.half().float())
+        assert float(found.scale.min()) >= 2.0**-14
+
+    def error(params: QuantParams) -> torch.Tensor:
+        square = (weight - spec.fake_quantize(weight, params)).square() * importance
+        rows = square.reshape(shape[0], -1)
+        return rows.reshape(shape[0], full.scale.numel() // shape[0], -1).sum(2)
+
+    assert (error(found) <= error(full) * (1 + 1e-5)).all()
+
+
+def test_full_range_is_never_worse() -> None:
+    """Each scale of -7..7 is one of -8..7 too, which clips less."""
+    weight, ones = torch.randn(16, 64), torch.ones(1, 1)
+    kinds = {}
+    for kind in ("sym", "full"):
+        spec = QuantSpec.parse(f"int4 {kind} per_group(1,16) fp16-scale")
+        rounded = round_to_nearest(weight, spec, ones)
+        kinds[kind] = float((rounded.decoded - weight).square().sum())
+        assert int(rounded.codes.min()) == spec.qmin
+    assert kinds["full"] < 0.98 * kinds["sym"]
