@@ -6,45 +6,22 @@ A target as the user names it is a file in `devices/`, a path to a file of the u
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import math
 import os
 import platform
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qcompile.compiler.ir.errors import TargetError
+from qcompile.targets.device_schema import FORMATS, problems
+from qcompile.targets.systems import refusal
 
-PRECISIONS = ("int8", "fp16", "fp32", "w8a16")
-ARCHITECTURES = ("x86_64", "aarch64", "wasm32")
 _DEVICES = Path(__file__).parent / "devices"
-_ARCH, _PRECISION = (f"one of {', '.join(names)}" for names in (ARCHITECTURES, PRECISIONS))
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "a string": lambda v: isinstance(v, str),
-    "a list of strings": lambda v: isinstance(v, list) and all(isinstance(i, str) for i in v),
-    "a table": lambda v: isinstance(v, dict),
-    "true or false": lambda v: isinstance(v, bool),
-    "a whole number above 0": lambda v: type(v) is int and v > 0,
-    "a number above 0": lambda v: type(v) in (int, float) and 0 < v < math.inf,
-    _ARCH: lambda v: v in ARCHITECTURES,
-    _PRECISION: lambda v: v in PRECISIONS,
-}
-_REQUIRED = {
-    **{"description": "a string", "format": "a string", "isa": "a list of strings"},
-    **{"arch": _ARCH, "precision": _PRECISION},
-    **{f"precisions.{precision}.fast": "true or false" for precision in PRECISIONS},
-    **{f"precisions.{precision}.why": "a string" for precision in PRECISIONS},
-}
-_OPTIONAL = {
-    **dict.fromkeys(("cores", "memory_mib"), "a whole number above 0"),
-    **{"memory_bandwidth_gbs": "a number above 0", "sources": "a table"},
-    **dict.fromkeys(("os", "os_minimum"), "a string"),
-}
 _SAME = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "neon", "dotprod", "i8mm")
 # What /proc/cpuinfo on Linux and sysctl on macOS call a feature -> what LLVM calls it.
 _LLVM_NAME = {
@@ -68,6 +45,8 @@ class Device:
     """One device; a figure nobody could source is None.
 
     `isa` has LLVM's names; `memory_bandwidth_gbs` is the theoretical peak, 10**9 bytes a second.
+    `os_minimum` is the system whose features an artifact may use, `os_first` the one that the device
+    was sold with. `neural_engine_generation` counts Apple's compiler targets: the M1's, H13, is 13.
     """
 
     name: str
@@ -77,12 +56,57 @@ class Device:
     isa: tuple[str, ...]
     precision: str  # the default: fastest at full quality
     precisions: Mapping[str, PrecisionFact]
+    chip: str | None = None
+    compute_units: tuple[str, ...] = ()
     cores: int | None = None
+    gpu_cores: int | None = None
+    neural_engine_cores: int | None = None
+    neural_engine_generation: int | None = None
+    neural_engine_tops: float | None = None
     memory_mib: int | None = None
     memory_bandwidth_gbs: float | None = None
     os: str | None = None
+    os_first: str | None = None
     os_minimum: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    def facts(self, format: str) -> Mapping[str, PrecisionFact]:
+        """Return what is known of each precision in a format: the file's facts, or for ONNX the CPU's.
+
+        Raises:
+            TargetError: The format needs facts that this device has not got; names devices that do.
+        """
+        if format == self.format:
+            return self.precisions
+        if format == "onnx":
+            return precisions_of(self.isa)
+        possible = [n for n in device_names() if n != "host" and load_device(n).format == format]
+        raise TargetError(
+            f"target {self.name!r} has no facts for {format}; these do: {', '.join(possible)}; "
+            f"a file of your own with format = {format!r} does too (docs/add-a-device.md)"
+        )
+
+    def default_precision(self, format: str) -> str:
+        """Return the fastest precision at full quality in a format; raises as ``facts`` does."""
+        if format == self.format:
+            return self.precision
+        self.facts(format)
+        return _onnx_default(self.isa)
+
+    def with_os_minimum(self, version: str) -> Device:
+        """Return this device with another oldest system, whose features an artifact may use.
+
+        Raises:
+            TargetError: The format does not depend on it, no such system exists, or it is too old.
+        """
+        oldest = FORMATS[self.format].oldest.get(self.os or "")
+        if self.os is None or oldest is None:
+            raise TargetError(
+                f"target {self.name!r}: its format, {self.format}, does not depend on the system"
+            )
+        if why := refusal(self.os, version, oldest, self.format):
+            raise TargetError(f"target {self.name!r}: {why}")
+        return dataclasses.replace(self, os_minimum=version)
 
 
 def device_names() -> list[str]:
@@ -118,7 +142,7 @@ def host_device() -> Device:
         format="onnx",
         arch=arch,
         isa=isa,
-        precision="int8" if {"avx2", "neon"} & set(isa) else "fp32",
+        precision=_onnx_default(isa),
         precisions=precisions_of(isa),
         cores=os.cpu_count(),
         memory_mib=pages * os.sysconf("SC_PAGE_SIZE") // 2**20 if pages else None,
@@ -158,6 +182,10 @@ def precisions_of(isa: Collection[str]) -> dict[str, PrecisionFact]:
     }
 
 
+def _onnx_default(isa: Collection[str]) -> str:
+    return "int8" if {"avx2", "neon"} & set(isa) else "fp32"
+
+
 def _host_isa() -> tuple[str, ...]:
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         return isa_from_listing(cpuinfo.read_text(errors="replace"))
@@ -172,29 +200,10 @@ def _read(path: Path) -> Device:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TargetError(f"target file '{path}' cannot be read: {error}") from error
-    if wrong := _problems(data):
+    if wrong := problems(data):
         raise TargetError(f"target file '{path}': {'; '.join(wrong)} (docs/add-a-device.md)")
     data["isa"] = tuple(data["isa"])
-    data["precisions"] = {p: PrecisionFact(**data["precisions"][p]) for p in PRECISIONS}
+    data["compute_units"] = tuple(data.get("compute_units", ()))
+    names = FORMATS[data["format"]].precisions
+    data["precisions"] = {p: PrecisionFact(**data["precisions"][p]) for p in names}
     return Device(name=path.stem, **data)
-
-
-def _problems(data: Mapping[str, Any]) -> list[str]:
-    """Return everything wrong with a device file, so that one edit can mend it."""
-    found = dict(_flatten(data))
-    wrong = [f"missing key '{key}'" for key in _REQUIRED if key not in found]
-    for key, value in found.items():
-        kind = "a string" if key.startswith("sources.") else (_REQUIRED | _OPTIONAL).get(key)
-        if kind is None:
-            wrong.append(f"unknown key '{key}'")
-        elif not _CHECKS[kind](value):
-            wrong.append(f"'{key}' is {value!r}, not {kind}")
-    return wrong
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import click
 from rich.table import Table
@@ -14,6 +15,25 @@ from qcompile.compiler.cli.common import (
     print_json,
     reports_errors,
 )
+
+_FACTS = (
+    ("format", "format", ""),
+    ("arch", "arch", ""),
+    ("isa", "isa", ""),
+    ("chip", "chip", ""),
+    ("compute_units", "compute units", ""),
+    ("cores", "CPU cores", ""),
+    ("gpu_cores", "GPU cores", ""),
+    ("neural_engine_cores", "Neural Engine cores", ""),
+    ("neural_engine_generation", "  generation", ""),
+    ("neural_engine_tops", "  peak", " trillion operations a second"),
+    ("memory_mib", "memory", " MiB"),
+    ("memory_bandwidth_gbs", "memory bandwidth", " GB/s"),
+    ("os", "system", ""),
+    ("os_first", "  sold with", ""),
+    ("os_minimum", "  assumed at least", ""),
+)
+"""A fact of a device, how it is called, and its unit."""
 
 
 @click.command("targets")
@@ -35,10 +55,17 @@ def command(name: str | None, as_json: bool) -> None:
         return
     table = Table("target", "description", "format", "default", "fast", box=None, pad_edge=False)
     for device in devices:
-        fast = ", ".join(p for p, fact in device.precisions.items() if fact.fast)
+        fast = _brief([p for p, fact in device.precisions.items() if fact.fast])
         table.add_row(device.name, device.description, device.format, device.precision, fast)
     console().print(table)
     click.echo(f"formats, for this machine: {', '.join(emitter_names())}")
+
+
+def _brief(precisions: Sequence[str]) -> str:
+    """Return names in a line, all palettes as one."""
+    palettes = [p.removeprefix("palette-") for p in precisions if p.startswith("palette-")]
+    others = [p for p in precisions if not p.startswith("palette-")]
+    return ", ".join([*others, f"palette-{'/'.join(palettes)}"] if palettes else others)
 
 
 def _show(device: object, as_json: bool) -> None:
@@ -48,23 +75,13 @@ def _show(device: object, as_json: bool) -> None:
         return
     out = console()
     out.print(f"[bold]{data['name']}[/bold]: {data['description']}")
-    facts = (
-        "format",
-        "arch",
-        "isa",
-        "cores",
-        "memory_mib",
-        "memory_bandwidth_gbs",
-        "os",
-        "os_minimum",
-    )
-    for key in facts:
-        if data[key] is not None:
-            value = " ".join(data[key]) if key == "isa" else data[key]
-            out.print(f"  {key.replace('_', ' '):<20} {value}", markup=False)
+    for key, label, unit in _FACTS:
+        if data[key]:
+            value = ", ".join(data[key]) if isinstance(data[key], tuple) else data[key]
+            out.print(f"  {label:<20} {value}{unit}", markup=False)
     for precision, fact in data["precisions"].items():
         default = ", the default" if precision == data["precision"] else ""
         speed = "runs fast" if fact["fast"] else "merely runs"
         out.print(f"  {precision:<20} {speed}{default}: {fact['why']}", markup=False)
     for key, url in data["sources"].items():
-        out.print(f"  source of {key:<10} {url}", markup=False)
+        out.print(f"  source of {key:<24} {url}", markup=False)

@@ -1,0 +1,1 @@
+"""Core ML: ML Programs for Apple Silicon, and a reference interpreter that runs them anywhere."""

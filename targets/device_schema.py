@@ -1,0 +1,130 @@
+"""What a device file may say: its keys, their types, and the precisions that each format has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from qcompile.targets.systems import SYSTEMS, major, refusal
+
+ARCHITECTURES = ("x86_64", "aarch64", "wasm32")
+COMPUTE_UNITS = ("CPU", "GPU", "Neural Engine")
+"""Of a chip that runs Core ML."""
+
+
+class Kind(NamedTuple):
+    """A type of value: its name in messages, and a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _one_of(*names: str) -> Kind:
+    return Kind(f"one of {', '.join(names)}", lambda v: v in names)
+
+
+def _list_of(text: str, holds: Callable[[Any], bool]) -> Kind:
+    return Kind(f"a list of {text}", lambda v: isinstance(v, list) and all(holds(i) for i in v))
+
+
+_STRING = Kind("a string", lambda v: isinstance(v, str))
+_VERSION = Kind(
+    "a version such as '18.0'",
+    lambda v: isinstance(v, str) and major(v) is not None,
+)
+_TABLE = Kind("a table", lambda v: isinstance(v, dict))
+_BOOLEAN = Kind("true or false", lambda v: isinstance(v, bool))
+_COUNT = Kind("a whole number above 0", lambda v: type(v) is int and v > 0)
+_NUMBER = Kind("a number above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf)
+_STRINGS = _list_of("strings", lambda v: isinstance(v, str))
+_UNITS = _list_of(", ".join(COMPUTE_UNITS), lambda v: v in COMPUTE_UNITS)
+
+
+@dataclass(frozen=True)
+class FormatFacts:
+    """What a device file must say for one format.
+
+    Args:
+        precisions: Each needs a fact.
+        required: Keys that are optional in general and needed here.
+        oldest: The oldest major version that the format is written for, by operating system.
+    """
+
+    precisions: tuple[str, ...]
+    required: Mapping[str, Kind] = field(default_factory=dict)
+    oldest: Mapping[str, int] = field(default_factory=dict)
+
+
+_PALETTES = tuple(f"palette-{bits}" for bits in (1, 2, 3, 4, 6, 8))
+_APPLE = {"ios": 16, "macos": 13}
+FORMATS: Mapping[str, FormatFacts] = {
+    "onnx": FormatFacts(("int8", "fp16", "fp32", "w8a16")),
+    "coreml": FormatFacts(
+        ("fp32", "fp16", "int8", "w8a8", "int4", *_PALETTES),
+        {"os": _one_of(*SYSTEMS), "os_minimum": _VERSION, "compute_units": _UNITS},
+        _APPLE,
+    ),
+}
+"""A new format is one entry here, and an emitter."""
+
+_ALL = tuple(dict.fromkeys(p for facts in FORMATS.values() for p in facts.precisions))
+_REQUIRED = {
+    **{"description": _STRING, "format": _one_of(*FORMATS), "isa": _STRINGS},
+    **{"arch": _one_of(*ARCHITECTURES)},
+}
+_OPTIONAL = {
+    **dict.fromkeys(("cores", "gpu_cores", "neural_engine_cores", "memory_mib"), _COUNT),
+    **dict.fromkeys(("memory_bandwidth_gbs", "neural_engine_tops"), _NUMBER),
+    **dict.fromkeys(("chip", "os", "os_minimum"), _STRING),
+    **{"compute_units": _UNITS, "sources": _TABLE, "os_first": _VERSION},
+    **{"neural_engine_generation": _COUNT},
+}
+
+
+def problems(data: Mapping[str, Any]) -> list[str]:
+    """Return everything wrong with a device file, so that one edit can mend it."""
+    found = dict(_flatten(data))
+    required = _required(data)
+    wrong = [f"missing key '{key}'" for key in required if key not in found]
+    for key, value in found.items():
+        kind = _STRING if key.startswith("sources.") else (_OPTIONAL | required).get(key)
+        if kind is None:
+            wrong.append(f"unknown key '{key}'")
+        elif not kind.holds(value):
+            wrong.append(f"'{key}' is {value!r}, not {kind.text}")
+    return wrong + _wrong_system(data)
+
+
+def _wrong_system(data: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with an ``os_minimum`` that is a version, for formats that depend on it."""
+    format, system, version = (data.get(key) for key in ("format", "os", "os_minimum"))
+    if not (isinstance(format, str) and isinstance(system, str) and _VERSION.holds(version)):
+        return []
+    oldest = FORMATS[format].oldest.get(system) if format in FORMATS else None
+    why = refusal(system, str(version), oldest, format) if oldest else None
+    return [f"'os_minimum': {why}"] if why else []
+
+
+def _required(data: Mapping[str, Any]) -> dict[str, Kind]:
+    """Return the keys that must be there; of an unknown format, the precisions that the file has."""
+    facts = FORMATS.get(data["format"]) if isinstance(data.get("format"), str) else None
+    table = data.get("precisions")
+    names = tuple(p for p in _ALL if isinstance(table, dict) and p in table)
+    needed = facts.precisions if facts else names
+    return {
+        **_REQUIRED,
+        **(facts.required if facts else {}),
+        "precision": _one_of(*(needed or _ALL)),
+        **{f"precisions.{precision}.fast": _BOOLEAN for precision in needed},
+        **{f"precisions.{precision}.why": _STRING for precision in needed},
+    }
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
