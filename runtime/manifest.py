@@ -15,9 +15,10 @@ from typing import Any
 
 from qcompile.runtime.errors import BundleError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "manifest.json"
 MAX_BYTES = 64 << 20
+_SINCE_2 = {"interface", "notes"}
 DTYPES = frozenset(
     ["bool", "float16", "float32", "float64"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -78,6 +79,8 @@ class Manifest:
         quality: Metrics before and after.
         sizes: Bytes before and after, bits per weight.
         gates: Each gate, its limit, what was measured.
+        interface: Images, labels, shapes and metadata, as the model file says (schema 2).
+        notes: What is not as one might expect, a sentence each (schema 2).
     """
 
     name: str
@@ -101,6 +104,8 @@ class Manifest:
     quality: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=dict)
     gates: tuple[Mapping[str, Any], ...] = ()
+    interface: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the file's text: sorted keys, so equal manifests have equal bytes."""
@@ -114,13 +119,19 @@ class Manifest:
         Raises:
             BundleError: It is no manifest, from a newer schema, or points outside of its bundle.
         """
-        data = _parse(text, where)
+        schema, data = _parse(text, where)
         names = {f.name for f in fields(cls)}
+        if schema < 2:
+            names -= _SINCE_2
         if odd := sorted(names ^ set(data)):
             raise BundleError(f"{where} has wrong or missing fields: {', '.join(odd)}")
         try:
             manifest = cls(
-                **{f.name: _typed(f.name, str(f.type), data[f.name]) for f in fields(cls)}
+                **{
+                    f.name: _typed(f.name, str(f.type), data[f.name])
+                    for f in fields(cls)
+                    if f.name in names
+                }
             )
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BundleError(f"{where} is damaged ({error}); build the bundle again") from error
@@ -179,8 +190,8 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
-    """Return the fields of a manifest of a schema that this reader knows."""
+def _parse(text: str, where: str) -> tuple[int, dict[str, Any]]:
+    """Return the schema, one that this reader knows, and the fields."""
     try:
         data: dict[str, Any] = json.loads(text)
         schema = data.pop("schema")
@@ -192,7 +203,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise BundleError(
             f"{where} has schema {schema}; this qcompile reads up to {SCHEMA}: update qcompile"
         )
-    return data
+    return schema, data
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

@@ -37,27 +37,36 @@ class Session:
         folder: The bundle.
         threads: Of the engine.
         check_files: Compare all files with the manifest's digests first.
+        engine: What stands in for the engine that the manifest names.
 
     Raises:
         BundleError: The bundle cannot be read or trusted, or the engine is older than it needs.
         MissingPackageError: Its engine is not installed.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int = 1, check_files: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int = 1,
+        check_files: bool = True,
+        engine: type[Engine] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         self.manifest: Manifest = manifests.read(self.folder, check_files=check_files)
         self._inputs = self.manifest.inputs
         self._names = {i.name for i in self._inputs}
         self._outputs = [o.name for o in self.manifest.outputs]
         self._dtypes = [np.dtype(i.dtype) for i in self._inputs]
-        engine = engine_class(str(self.manifest.engine.get("name", "")))
+        kind = engine or engine_class(str(self.manifest.engine.get("name", "")))
         artifact = self.folder / self.manifest.artifact
         options = self.manifest.engine.get("options", {})
         try:
-            self._engine = engine(artifact, options, threads)
+            self._engine = kind(artifact, options, threads)
         except BundleError as error:
             raise BundleError(f"{artifact}: {error}") from error
-        _check_version(self.manifest.engine, self._engine.version)
+        if engine is None:
+            _check_version(self.manifest.engine, self._engine)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model.
@@ -115,13 +124,15 @@ def _fits(value: Any, dtype: Any, info: TensorInfo) -> bool:
     return bool(value.dtype == dtype) and value.ndim == len(info.shape)
 
 
-def _check_version(engine: Mapping[str, Any], version: str) -> None:
-    minimum = str(engine.get("minimum", "0"))
+def _check_version(wanted: Mapping[str, Any], engine: Engine) -> None:
+    minimum, version = str(wanted.get("minimum", "0")), engine.version
     if _release(version) < _release(minimum):
-        name = engine["name"]
+        system = getattr(engine, "system", None)  # that it is a part of, unless it is a package
+        name = system or wanted["name"]
+        advice = f"update {system}" if system else f"run: pip install --upgrade '{name}>={minimum}'"
         raise BundleError(
             f"the bundle was made for {name} {minimum} or later, and this is {version}, which would "
-            f"compute otherwise than was verified; run: pip install --upgrade '{name}>={minimum}'"
+            f"compute otherwise than was verified; {advice}"
         )
 
 

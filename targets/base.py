@@ -5,18 +5,26 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
+from torch import Tensor
+
 import qcompile.targets
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.palette import PaletteSpec
 from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.quantization.records import QuantizationLog
+from qcompile.runtime.manifest import TensorInfo
+from qcompile.runtime.session import Engine
+from qcompile.targets import signature
 from qcompile.targets.device import Device
 
 
@@ -26,13 +34,13 @@ class Scheme:
 
     Args:
         precision: As the user names it.
-        weight: Of the weights of layers; ``None`` for float.
+        weight: Of the weights of layers: integers or a palette; ``None`` for float.
         activation: Of activations; ``None`` for float.
         float_bits: Of all that stays float.
     """
 
     precision: str
-    weight: QuantSpec | None
+    weight: QuantSpec | PaletteSpec | None
     activation: QuantSpec | None
     float_bits: int = 32
 
@@ -40,6 +48,41 @@ class Scheme:
     def needs_calibration(self) -> bool:
         """Whether anything is chosen from data."""
         return self.weight is not None
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """What the user may say about how weights are stored; what is left out is the precision's own.
+
+    Args:
+        granularity: What shares a scale or a table: ``per-tensor``, ``per-channel``, ``per-group``.
+        group_size: Of ``per-group``.
+        channel_scales: Palettes only: a scale a channel besides the table.
+        palette_entries: Palettes only: ``fp16`` or ``int8``.
+    """
+
+    granularity: str | None = None
+    group_size: int | None = None
+    channel_scales: bool = False
+    palette_entries: str = "fp16"
+
+
+DEFAULT_WEIGHTS = WeightOptions()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be emitted: for whom, and in which formats.
+
+    Args:
+        name: Of the model.
+        device: Facts.
+        scheme: Formats.
+    """
+
+    name: str
+    device: Device
+    scheme: Scheme
 
 
 @dataclass(frozen=True)
@@ -89,6 +132,38 @@ class NodePlan:
 
 
 @dataclass(frozen=True)
+class UnitPlan:
+    """Where one op would run: a prediction.
+
+    Args:
+        name: Of the op.
+        op: Its type.
+        units: The compute units that can take it.
+        why: What keeps the others from it, if any.
+    """
+
+    name: str
+    op: str
+    units: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An artifact that no manifest describes.
+
+    Args:
+        checks: What was looked at and found right, as label and text.
+        inputs: Arrays that it can take, by name, made from a seed.
+        run: Arrays in, outputs by name.
+    """
+
+    checks: tuple[tuple[str, str], ...]
+    inputs: Mapping[str, Any]
+    run: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Emitted:
     """What ``emit`` wrote.
 
@@ -98,6 +173,8 @@ class Emitted:
         engine: For the manifest: ``name``, ``minimum``, ``options``.
         floats: What stays float in the engine: ``op``, ``count``, ``why``.
         tools: Versions of the packages used.
+        notes: What is not as the user might expect, a sentence each.
+        origins: Node of the graph by its name in the artifact, for ``engine_errors``.
     """
 
     artifact: str
@@ -105,6 +182,8 @@ class Emitted:
     engine: Mapping[str, Any]
     floats: tuple[Mapping[str, Any], ...]
     tools: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 class Emitter(ABC):
@@ -112,14 +191,22 @@ class Emitter(ABC):
 
     name: ClassVar[str]
     description: ClassVar[str]
+    bare_device: ClassVar[str] = "host"
+    """For whom it emits if the user names the format as the target."""
 
     @abstractmethod
     def precisions(self, device: Device) -> Sequence[str]:
         """Return what this format can store for a device."""
 
     @abstractmethod
-    def scheme(self, precision: str, device: Device, *, per_tensor: bool) -> Scheme:
-        """Return the formats of a precision; called only with one of ``precisions``."""
+    def scheme(
+        self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
+    ) -> Scheme:
+        """Return the formats of a precision; called only with one of ``precisions``.
+
+        Raises:
+            TargetError: The options do not fit the precision, or the device's system is too old for it.
+        """
 
     @abstractmethod
     def check(self, graph: Graph) -> None:
@@ -134,8 +221,61 @@ class Emitter(ABC):
         """Return the passes that turn the float graph into what is stored, in order."""
 
     @abstractmethod
-    def emit(self, graph: Graph, folder: Path) -> Emitted:
+    def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
         """Write the artifact."""
+
+    def companions(self, graph: Graph, folder: Path, order: Order, vectors_limit_db: float) -> None:
+        """Write what an app needs beside the artifact; called when the artifact is verified.
+
+        Args:
+            graph: The quantized graph.
+            folder: The bundle.
+            order: As for ``emit``.
+            vectors_limit_db: What another machine must reach on the bundle's vectors.
+        """
+
+    def inspect(self, artifact: Path, device: Device) -> tuple[list[UnitPlan], list[str]]:
+        """Return where each op of an artifact would run, with a summary in sentences.
+
+        Nothing unless the format leaves the choice to the device.
+        """
+        return [], []
+
+    def reads(self, artifact: Path) -> bool:
+        """Return whether this is an artifact of the format that can be verified without a bundle."""
+        return False
+
+    def probe(self, artifact: Path) -> Probe:
+        """Read an artifact from elsewhere and make ready to run it.
+
+        Raises:
+            QCompileError: It is damaged, or cannot be run here.
+        """
+        raise NotImplementedError
+
+    def inputs(self, graph: Graph) -> tuple[TensorInfo, ...]:
+        """Return the artifact's inputs; the graph's own unless the format has other names or dtypes."""
+        return signature.inputs(graph)
+
+    def outputs(self, graph: Graph) -> tuple[TensorInfo, ...]:
+        """Return the artifact's outputs."""
+        return signature.outputs(graph)
+
+    def to_engine(self, graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the graph's inputs as arrays for the artifact."""
+        return {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()}
+
+    def from_engine(self, graph: Graph, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the artifact's inputs as the graph takes them: exactly what ``arrays`` mean."""
+        return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+    def engine_class(self) -> type[Engine] | None:
+        """Return what stands in for the engine on this machine; ``None`` for the runtime's own."""
+        return None
+
+    def proof(self) -> Mapping[str, str]:
+        """Return by what the artifact is verified on this machine, and what that does not show."""
+        return {"engine": self.name}
 
     @abstractmethod
     def engine_errors(
@@ -152,7 +292,8 @@ class Emitter(ABC):
             inputs: numpy arrays by name.
 
         Returns:
-            A row a value: ``name``, ``values``, ``differing``, ``largest``, ``sqnr_db``.
+            A row a value: ``name``, ``values``, ``differing``, ``largest``, ``sqnr_db``; for a weight
+            also ``exact``: not one value may differ.
         """
 
 

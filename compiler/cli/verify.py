@@ -27,7 +27,7 @@ from qcompile.compiler.cli.common import (
 @debug_option
 @reports_errors
 def command(bundle: Path, against: str | None, min_sqnr: float | None, as_json: bool) -> None:
-    """Check files against the manifest, run the test vectors, and compare with the model."""
+    """Check a bundle's files, run its vectors, compare it with its model; or check an .mlpackage."""
     from qcompile.compiler.driver.check import verify
 
     rows = verify(bundle, against=against, min_sqnr=min_sqnr)

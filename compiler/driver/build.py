@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
 from qcompile.runtime.vectors import save_arrays
-from qcompile.targets.base import Emitted, Recipe
+from qcompile.targets.base import DEFAULT_WEIGHTS, Emitted, Recipe, WeightOptions
 
 VECTORS = 16
 """Samples in ``vectors/``."""
@@ -42,7 +41,8 @@ class BuildOptions:
         target: Device, device file, ``host`` or format.
         format: Emitter, if not the device's own.
         precision: If not the device's own.
-        granularity: Of weights, ``per-channel`` or ``per-tensor``.
+        weights: How weights are stored, beyond the precision.
+        minimum_os: Oldest system that the artifact is to run on, if not the device's own.
         rounding: ``nearest``, ``gptq`` or ``adaround``.
         calibrate: Path of calibration data, ``random``, or ``None`` for the model file's own.
         num_samples: Of the calibration data; all by default.
@@ -58,7 +58,8 @@ class BuildOptions:
     target: str
     format: str | None = None
     precision: str | None = None
-    granularity: str = "per-channel"
+    weights: WeightOptions = DEFAULT_WEIGHTS
+    minimum_os: str | None = None
     rounding: str = "gptq"
     calibrate: str | Path | Mapping[str, Any] | None = None
     num_samples: int | None = None
@@ -69,6 +70,20 @@ class BuildOptions:
     evaluate: bool = True
     max_host_ram: int = 1 << 30
     dump_ir: Path | None = None
+
+    def resolve(self) -> Target:
+        """Return the target that they name.
+
+        Raises:
+            TargetError: A word is unknown, or the words do not fit each other.
+        """
+        return resolve(
+            self.target,
+            format=self.format,
+            precision=self.precision,
+            weights=self.weights,
+            minimum_os=self.minimum_os,
+        )
 
 
 @dataclass
@@ -123,12 +138,7 @@ def build(
         GateError: A gate failed; the bundle is kept beside as ``NAME.qc.rejected``.
         QCompileError: The input, the options or the environment are wrong; nothing was written.
     """
-    target = resolve(
-        options.target,
-        format=options.format,
-        precision=options.precision,
-        granularity=options.granularity,
-    )
+    target = options.resolve()
     work = Build(source, options, target, progress or Progress())
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
@@ -141,7 +151,7 @@ def build(
             run_passes(work)
         with work.stage("emit"):
             assert work.quantized is not None
-            emitted = target.emitter.emit(work.quantized, stage)
+            emitted = target.emitter.emit(work.quantized, stage, target.order(source.name))
             write.write_runtime(stage / "run.pyz")
         with work.stage("verify"):
             manifest = verify(work, stage, emitted)
@@ -203,25 +213,32 @@ def verify(work: Build, stage: Path, emitted: Emitted) -> Manifest:
     """Measure the three errors, write the vectors, and return the manifest."""
     assert work.graph is not None
     assert work.quantized is not None
-    inputs = _vector_inputs(work)
+    emitter = work.target.emitter
+    arrays = emitter.to_engine(work.graph, _vector_inputs(work))
+    inputs = emitter.from_engine(work.graph, arrays)
     reference = parity.reference_outputs(work.source.module, work.graph, inputs)
     exported, quantized = work.graph.run(inputs), work.quantized.run(inputs)
-    arrays = {name: np.ascontiguousarray(value.numpy()) for name, value in inputs.items()}
-    rows = work.target.emitter.engine_errors(work.quantized, stage, emitted, arrays)
+    rows = emitter.engine_errors(work.quantized, stage, emitted, arrays)
     (stage / "vectors").mkdir()
     save_arrays(stage / "vectors" / "inputs.npz", arrays)
     manifest = describe.manifest(work, emitted, stage, {})
     write.seal(stage, manifest)
-    engine = parity.engine_outputs(Session(stage, check_files=False), inputs)
-    save_arrays(stage / "vectors" / "outputs.npz", {n: v.numpy() for n, v in engine.items()})
+    session = Session(stage, check_files=False, engine=emitter.engine_class())
+    engine = parity.engine_outputs(session, arrays, work.graph.outputs)
+    names = [o.name for o in emitter.outputs(work.graph)]
+    found = dict(zip(names, (engine[n].numpy() for n in work.graph.outputs), strict=True))
+    save_arrays(stage / "vectors" / "outputs.npz", found)
+    limit = _vector_limit(exported, quantized)
+    emitter.companions(work.quantized, stage, work.target.order(work.source.name), limit)
     errors = {
+        "by": dict(emitter.proof()),
         "samples": len(next(iter(inputs.values()))),
         "export": parity.compare(reference, exported),
         "quantization": parity.compare(exported, quantized),
         "engine": rows,
         "engine_outputs": parity.compare(quantized, engine),
         "total": parity.compare(reference, engine),
-        "vectors_min_sqnr_db": _vector_limit(exported, quantized),
+        "vectors_min_sqnr_db": limit,
     }
     return describe.manifest(work, emitted, stage, errors)
 

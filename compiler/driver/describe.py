@@ -7,17 +7,17 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 import qcompile
 from qcompile.compiler.driver import parity as parities
 from qcompile.compiler.driver import write
 from qcompile.compiler.ir.graph import Graph
-from qcompile.runtime.manifest import FILE, Manifest, TensorInfo
+from qcompile.runtime.manifest import FILE, FileInfo, Manifest
 from qcompile.targets.base import Emitted
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
         precision=scheme.precision,
         artifact=emitted.artifact,
         engine=emitted.engine,
-        inputs=tuple(input_infos(graph)),
-        outputs=tuple(output_infos(graph)),
+        inputs=work.target.emitter.inputs(graph),
+        outputs=work.target.emitter.outputs(graph),
         files=files,
         tools={**_tools(), **emitted.tools},
         model={"source": source.where, "sha256": model_sha256(source.graph), **licence},
@@ -52,38 +52,16 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
         activations=tuple(_plain(row) for row in work.log.as_json()["activations"]),
         floats=tuple(emitted.floats),
         parity=_plain(parity),
-        sizes=_sizes(work, files[emitted.artifact].bytes),
+        sizes=_sizes(work, _artifact_bytes(files, emitted.artifact)),
         gates=tuple(_plain(gate) for gate in gates),
+        interface=_plain(asdict(source.graph.interface)),
+        notes=emitted.notes,
     )
 
 
-def input_infos(graph: Graph) -> list[TensorInfo]:
-    """Return the inputs as the manifest describes them."""
-    found = []
-    for name, example in graph.inputs.items():
-        free = graph.dynamic.get(name, {})
-        shape = tuple(free[a].name if a in free else s for a, s in enumerate(example.shape))
-        found.append(TensorInfo(name, _numpy_name(example), shape))
-    return found
-
-
-def output_infos(graph: Graph) -> list[TensorInfo]:
-    """Return the outputs as the manifest describes them."""
-    (output,) = graph.module.graph.find_nodes(op="output")
-    symbols = {}
-    for node in graph.module.graph.find_nodes(op="placeholder"):
-        for axis, dim in graph.dynamic.get(str(node.target), {}).items():
-            symbols[str(node.meta["val"].shape[axis])] = dim.name
-    found = []
-    for name, node in zip(graph.outputs, output.args[0], strict=True):
-        value: Any = node.meta["val"] if "val" in node.meta else graph.constant(node)
-        shape = [symbols.get(str(s), int(s) if str(s).isdigit() else str(s)) for s in value.shape]
-        found.append(TensorInfo(name, _numpy_name(value), tuple(shape)))
-    return found
-
-
-def _numpy_name(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
+def _artifact_bytes(files: Mapping[str, FileInfo], artifact: str) -> int:
+    """Return the bytes of the artifact, a file or a folder."""
+    return sum(f.bytes for n, f in files.items() if n == artifact or n.startswith(f"{artifact}/"))
 
 
 def _tools() -> dict[str, str]:
@@ -103,11 +81,15 @@ def _options(work: Build) -> dict[str, Any]:
     o = work.options
     return {
         "format": work.target.emitter.name,
-        "granularity": o.granularity,
+        "channel_scales": o.weights.channel_scales,
+        "granularity": o.weights.granularity,
+        "group_size": o.weights.group_size,
         "keep_float": sorted(o.keep_float),
         "max_drop": o.max_drop,
         "min_sqnr": o.min_sqnr,
+        "minimum_os": o.minimum_os,
         "num_samples": o.num_samples,
+        "palette_entries": o.weights.palette_entries,
         "precision": work.target.scheme.precision,
         "rounding": o.rounding,
         "seed": o.seed,

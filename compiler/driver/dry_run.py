@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from qcompile.compiler.driver.build import BuildOptions
-from qcompile.compiler.driver.target import Target, resolve
+from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
@@ -65,12 +65,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
     Raises:
         QCompileError: As the build would.
     """
-    target = resolve(
-        options.target,
-        format=options.format,
-        precision=options.precision,
-        granularity=options.granularity,
-    )
+    target = options.resolve()
     target.emitter.check(source.graph)
     graph = source.graph.copy()
     passes = float_pipeline()

@@ -41,8 +41,7 @@ def evaluate(work: Build, stage: Path, manifest: Manifest) -> Manifest:
     if work.source.evaluate is None or not work.options.evaluate:
         return manifest
     before = metrics(work.source, float_predict(work))
-    session = Session(stage, check_files=False)
-    after = metrics(work.source, session.run)
+    after = metrics(work.source, engine_predict(work, stage))
     rows = {name: {"before": before[name], "after": after[name]} for name in before}
     gates = list(manifest.gates)
     if work.options.max_drop is not None:
@@ -58,6 +57,20 @@ def float_predict(work: Build) -> Predict:
         inputs = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in arrays.items()}
         outputs = parity.reference_outputs(work.source.module, work.source.graph, inputs)
         return {name: value.numpy() for name, value in outputs.items()}
+
+    return predict
+
+
+def engine_predict(work: Build, stage: Path) -> Predict:
+    """Return the artifact in its engine as a function of the model's own inputs."""
+    assert work.graph is not None
+    graph, emitter = work.graph, work.target.emitter
+    session = Session(stage, check_files=False, engine=emitter.engine_class())
+
+    def predict(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+        inputs = {n: torch.from_numpy(np.ascontiguousarray(arrays[n])) for n in graph.inputs}
+        found = parity.engine_outputs(session, emitter.to_engine(graph, inputs), graph.outputs)
+        return {name: value.numpy() for name, value in found.items()}
 
     return predict
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import Emitter, Scheme, emitter_names, find_emitter
+from qcompile.targets.base import (
+    DEFAULT_WEIGHTS,
+    Emitter,
+    Order,
+    Scheme,
+    WeightOptions,
+    emitter_names,
+    find_emitter,
+)
 from qcompile.targets.device import Device, load_device
 
-GRANULARITIES = ("per-channel", "per-tensor")
+GRANULARITIES = ("per-tensor", "per-channel", "per-group")
 
 
 @dataclass(frozen=True)
@@ -27,13 +35,18 @@ class Target:
     emitter: Emitter
     scheme: Scheme
 
+    def order(self, model: str) -> Order:
+        """Return what is to be emitted for a model of this name."""
+        return Order(model, self.device, self.scheme)
+
 
 def resolve(
     name: str,
     *,
     format: str | None = None,
     precision: str | None = None,
-    granularity: str = "per-channel",
+    weights: WeightOptions = DEFAULT_WEIGHTS,
+    minimum_os: str | None = None,
 ) -> Target:
     """Return what the user's words mean.
 
@@ -41,21 +54,26 @@ def resolve(
         name: A device, ``host``, a device file, or a format: that format for this machine.
         format: Emitter; the device's own by default.
         precision: The device's own by default.
-        granularity: Of weights, ``per-channel`` or ``per-tensor``.
+        weights: How weights are stored, beyond the precision.
+        minimum_os: Oldest system to run on; the device's own by default.
 
     Raises:
         TargetError: A word is unknown, or the device has no such precision.
     """
     is_format = name in emitter_names()
-    device = load_device("host" if is_format else name)
-    emitter = find_emitter(name if is_format else format or device.format)
-    wanted = (precision or device.precision).lower()
+    if is_format:
+        emitter = find_emitter(name)
+        device = load_device(emitter.bare_device)
+    else:
+        device = load_device(name)
+        emitter = find_emitter(format or device.format)
+    if minimum_os is not None:
+        device = device.with_os_minimum(minimum_os)
+    wanted = (precision or device.default_precision(emitter.name)).lower()
     possible = emitter.precisions(device)
     if wanted not in possible:
         raise TargetError(
             f"{name} has no precision {wanted!r} in {emitter.name}; it has: {', '.join(possible)}"
         )
-    if granularity not in GRANULARITIES:
-        raise TargetError(f"granularity is one of {', '.join(GRANULARITIES)}, not {granularity!r}")
-    scheme = emitter.scheme(wanted, device, per_tensor=granularity == "per-tensor")
+    scheme = emitter.scheme(wanted, device, weights)
     return Target(name if is_format else device.name, device, emitter, scheme)

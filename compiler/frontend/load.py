@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qcompile.compiler.frontend.interface import read_interface
 from qcompile.compiler.frontend.trace import Inputs, from_exported, trace
 from qcompile.compiler.frontend.user_code import describe, first_line, quiet
 from qcompile.compiler.ir.errors import ModelError, QCompileError
@@ -120,6 +121,7 @@ class _Hooks:
             )
         shapes = self.find("dynamic_shapes")
         graph = _trace(module, examples(), shapes() if shapes else None)
+        graph.interface = read_interface(graph, self.module, self.find, self.where)
         return Source(
             name,
             shown,
@@ -127,7 +129,7 @@ class _Hooks:
             graph,
             self.find("calibration"),
             self.find("evaluate"),
-            getattr(self.module, "LICENSE", None),
+            graph.interface.metadata.get("licence"),
         )
 
     def find(self, name: str, missing: str | None = None) -> Any:

@@ -120,11 +120,11 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
     if not values or (bad := [type(v).__name__ for v in values if not isinstance(v, Tensor)]):
         kinds = ", ".join(sorted(set(bad))) if values else "nothing"
-        raise ModelError(
-            f"inputs() must give tensors, by name or in order; it gave {kinds}"
-        )
+        raise ModelError(f"inputs() must give tensors, by name or in order; it gave {kinds}")
     if isinstance(inputs, Mapping):
-        return (), {name: _own(value, index, values) for index, (name, value) in enumerate(inputs.items())}
+        return (), {
+            name: _own(value, index, values) for index, (name, value) in enumerate(inputs.items())
+        }
     return tuple(_own(value, index, values) for index, value in enumerate(values)), {}
 
 

@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
+from qcompile.compiler.ir.interface import Interface
+from qcompile.compiler.ir.interpret import ConstantReader
 from qcompile.compiler.ir.text import graph_text
 from qcompile.compiler.ir.weights import Weights
 
@@ -44,6 +46,7 @@ class Graph:
         outputs: Names of the outputs, in order.
         dynamic: Free axes by input name and axis.
         weights: The constants by name; made from ``module`` if not given.
+        interface: What the model file says of its inputs and outputs beyond shapes.
     """
 
     module: fx.GraphModule
@@ -51,6 +54,7 @@ class Graph:
     outputs: tuple[str, ...]
     dynamic: dict[str, dict[int, DynamicDim]] = field(default_factory=dict)
     weights: Weights = field(default=None)  # type: ignore[assignment]
+    interface: Interface = field(default_factory=Interface)
 
     def __post_init__(self) -> None:
         if self.weights is None:
@@ -74,7 +78,9 @@ class Graph:
     def set_constant(self, node: fx.Node, tensor: Tensor) -> None:
         """Give a ``get_attr`` node another value; a constant with other users is split off first."""
         name = str(node.target)
-        others = [n for n in self.nodes if n.op == "get_attr" and n.target == name and n is not node]
+        others = [
+            n for n in self.nodes if n.op == "get_attr" and n.target == name and n is not node
+        ]
         if others:
             node.target = name = self.fresh_name(f"{name}_{node.name}")
         self.weights[name] = tensor
@@ -154,7 +160,8 @@ class Graph:
             The outputs by name.
         """
         with torch.no_grad():
-            values = _Interpreter(self).run(*(inputs[name] for name in self.inputs))
+            run = ConstantReader(self.module, self.weights).run
+            values = run(*(inputs[name] for name in self.inputs))
         return dict(zip(self.outputs, values, strict=True))
 
     def copy(self) -> Graph:
@@ -166,7 +173,9 @@ class Graph:
             twin.meta = dict(node.meta)
         module = fx.GraphModule(self.module, new)
         weights = Weights(module, self.weights.stored)
-        return Graph(module, dict(self.inputs), self.outputs, dict(self.dynamic), weights)
+        return Graph(
+            module, dict(self.inputs), self.outputs, dict(self.dynamic), weights, self.interface
+        )
 
     def exported(self) -> ExportedProgram:
         """Return the graph as an ``ExportedProgram``, dynamic axes included."""
@@ -179,9 +188,7 @@ class Graph:
             for name in self.inputs
         )
         self.module.recompile()
-        return torch.export.export(
-            self.module, tuple(self.inputs.values()), dynamic_shapes=shapes
-        )
+        return torch.export.export(self.module, tuple(self.inputs.values()), dynamic_shapes=shapes)
 
     def to_text(self) -> str:
         """Return the IR text: a line a node, with shapes and a digest of every constant."""
@@ -202,17 +209,6 @@ class Graph:
         if "val" not in node.meta and node.op == "get_attr":
             self.infer_constant(node)
         return node.meta.get("val")
-
-
-class _Interpreter(fx.Interpreter):
-    """Reads constants through ``Graph.weights``, so that stored ones are loaded when they are used."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph.module)
-        self.weights = graph.weights
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self.weights[str(target)]
 
 
 def is_dynamic(size: Any) -> bool:

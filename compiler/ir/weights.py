@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,16 +25,41 @@ class StoredTensor:
     Args:
         file: The file.
         key: Its name there.
+        dtype: What it is converted to, if not its own.
+        rounded_to: A dtype that it is rounded to first.
     """
 
     file: Path
     key: str
+    dtype: torch.dtype | None = None
+    rounded_to: torch.dtype | None = None
 
     def load(self) -> Tensor:
         """Read the tensor."""
         with safe_open(self.file, framework="pt") as reader:
             tensor: Tensor = reader.get_tensor(self.key)
-        return tensor
+        dtype = self.dtype or tensor.dtype
+        return tensor.to(self.rounded_to or dtype).to(dtype)
+
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape without reading it."""
+        with safe_open(self.file, framework="pt") as reader:
+            return tuple(reader.get_slice(self.key).get_shape())
+
+
+def stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros that takes the memory of one."""
+    return torch.zeros((), dtype=dtype).expand(shape)
+
+
+@cache
+def _stored_digest(stored: StoredTensor) -> str:
+    return _digest(stored.load())
+
+
+def _digest(tensor: Tensor) -> str:
+    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()[:8]
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
@@ -82,6 +108,10 @@ class Weights(MutableMapping[str, Tensor]):
         """Those that are read on demand."""
         return self._stored
 
+    def round_stored(self, name: str, dtype: torch.dtype) -> None:
+        """Let a stored tensor be rounded to ``dtype`` whenever it is read."""
+        self._stored[name] = replace(self._stored[name], rounded_to=dtype)
+
     def peek(self, name: str) -> Tensor:
         """Return the tensor for its shape and dtype only: it may be on ``meta``."""
         owner, attribute = self._owner(name)
@@ -92,11 +122,10 @@ class Weights(MutableMapping[str, Tensor]):
 
     def digest(self, name: str) -> str:
         """Return eight hexadecimal digits of the SHA-256 of the tensor's bytes."""
-        tensor = self[name]
+        tensor = self.peek(name)
         if tensor.is_meta:
-            return "meta"
-        flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-        return hashlib.sha256(flat.numpy().tobytes()).hexdigest()[:8]
+            return _stored_digest(self._stored[name]) if name in self._stored else "meta"
+        return _digest(tensor)
 
     def _owner(self, name: str, *, create: bool = False) -> tuple[nn.Module, str]:
         *path, attribute = name.split(".")

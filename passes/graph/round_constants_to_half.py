@@ -35,7 +35,10 @@ def _round(graph: Graph, name: str) -> int:
     rounded = to_half(value)
     if not fits_half(value) or torch.equal(rounded, value):
         return 0
-    graph.weights[name] = rounded
+    if name in graph.weights.stored:
+        graph.weights.round_stored(name, torch.float16)
+    else:
+        graph.weights[name] = rounded
     return 1
 
 

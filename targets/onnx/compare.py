@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from qcompile.compiler.ir.errors import PassError
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.interpret import ConstantReader
 from qcompile.compiler.ir.ops import QUANTIZE
 
 
@@ -93,16 +94,13 @@ def _declare_types(values: list[Any], program: Any) -> None:
         value.type = onnx_ir.TensorType(kind or zero_point.const_value.dtype)
 
 
-class _Forced(fx.Interpreter):
+class _Forced(ConstantReader):
     """Runs the graph, but goes on from the engine's codes after each quantizer."""
 
     def __init__(self, graph: Graph, forced: Mapping[fx.Node, Tensor]) -> None:
-        super().__init__(graph.module)
-        self.weights, self.forced = graph.weights, forced
+        super().__init__(graph.module, graph.weights)
+        self.forced = forced
         self.rows: list[dict[str, Any]] = []
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self.weights[str(target)]
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from qcompile.compiler.ir.errors import MissingPackageError
+from qcompile.compiler.ir.errors import MissingPackageError, TargetError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.quant import Granularity, QuantSpec
 from qcompile.passes.base import Pass
@@ -25,7 +25,16 @@ from qcompile.passes.graph.use_integer_hard_swish import UseIntegerHardSwish
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize import Quantize
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
-from qcompile.targets.base import Emitted, Emitter, NodePlan, Recipe, Scheme
+from qcompile.targets.base import (
+    DEFAULT_WEIGHTS,
+    Emitted,
+    Emitter,
+    NodePlan,
+    Order,
+    Recipe,
+    Scheme,
+    WeightOptions,
+)
 from qcompile.targets.device import Device
 from qcompile.targets.onnx import compare, optimized, planning
 from qcompile.targets.onnx.capabilities import INTEGER_OPS
@@ -50,14 +59,22 @@ class OnnxEmitter(Emitter):
     description = "ONNX for ONNX Runtime on CPUs"
 
     def precisions(self, device: Device) -> Sequence[str]:
-        return tuple(device.precisions)
+        return tuple(device.facts(self.name))
 
-    def scheme(self, precision: str, device: Device, *, per_tensor: bool = False) -> Scheme:
+    def scheme(
+        self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
+    ) -> Scheme:
         """Return the formats (FORMATS A.7, "S8S8 vs U8S8").
 
         x86 multiplies uint8 by int8; without VNNI or AMX it adds pairs in 16 bits, which 7-bit weights
         cannot overflow. Arm multiplies int8 by int8.
         """
+        if options.granularity == "per-group" or options.group_size or options.channel_scales:
+            raise TargetError(
+                f"{precision} in onnx has scales per channel or per tensor: "
+                "use --granularity per-channel or per-tensor, without groups or channel scales"
+            )
+        per_tensor = options.granularity == "per-tensor"
         if precision in ("fp32", "fp16"):
             return Scheme(precision, None, None, int(precision[2:]))
         sums_in_16_bits = device.arch == "x86_64" and not any(
@@ -103,6 +120,7 @@ class OnnxEmitter(Emitter):
         stored = QuantizeStoredWeights(recipe.log, keep_float=recipe.keep_float)
         if scheme.activation is None:
             return [stored, observers, quantize, EliminateDeadCode()]
+        assert isinstance(scheme.weight, QuantSpec)
         return [
             DecomposeAttention(),  # its products and softmax have integer kernels, attention has none
             CrossLayerEqualization(recipe.samples, scheme.weight, scheme.activation),
@@ -119,7 +137,7 @@ class OnnxEmitter(Emitter):
             EliminateDeadCode(),
         ]
 
-    def emit(self, graph: Graph, folder: Path) -> Emitted:
+    def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
         import onnx_ir
 
         model = export(graph)

@@ -67,7 +67,7 @@ def _plan(
     sizes = _stored(graph, node, scheme)
     name = next(iter(sizes)) if sizes else node.name
     rest = (sum(sizes.values()), tuple(sizes))
-    fact = device.precisions[scheme.precision]
+    fact = device.facts("onnx")[scheme.precision]
     if integer:
         return NodePlan(name, op, str(scheme.activation).split()[0], fact.fast, fact.why, *rest)
     if node.target in ACTIVATIONS and scheme.activation is not None:

@@ -17,7 +17,7 @@ from qcompile.passes.base import run
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.passes.quantization.records import QuantizationLog
-from qcompile.targets.base import Emitted, Recipe
+from qcompile.targets.base import Emitted, Order, Recipe
 from qcompile.targets.device import load_device
 from qcompile.targets.onnx.emitter import EMITTER
 
@@ -66,7 +66,7 @@ def lower(tmp_path: Path) -> Lower:
         folder = tmp_path / f"{device}-{precision}"
         folder.mkdir()
         with torch.no_grad():
-            emitted = EMITTER.emit(graph, folder)
+            emitted = EMITTER.emit(graph, folder, Order("net", load_device(device), scheme))
         return Lowered(source, graph, folder, emitted, values)
 
     return compile_

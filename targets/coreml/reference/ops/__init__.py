@@ -1,0 +1,1 @@
+"""What each MIL op computes, one module a family; see ``registry``."""
