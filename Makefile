@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py examples/mobilenet_v2.py $(DEMO)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

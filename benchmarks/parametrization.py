@@ -93,7 +93,7 @@ def measure(
             calibration={"image": calibration},
             dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1, max=1024)}},
             output=Path(folder) / "model.qc",
-            granularity=granularity,
+            weights=qcompile.WeightOptions(granularity=granularity),
         )
         session = bundle.session()
         parts = [

@@ -17,14 +17,20 @@ COLUMNS = (
 NOTES = """\
 Agreement and SQNR are with the logits of the float32 model in PyTorch, over the test images. All
 packages are run by the same reference interpreter on Linux: what it computes is what MIL specifies,
-not what a Neural Engine does with it. All rows of coremltools start from the fp16 package that
-qcompile wrote, and see no images, for none of its weight formats here takes any; qcompile sees the
-512 calibration images. coremltools leaves weights below 2048 elements in fp16; in the rows `all weights`
-its `weight_threshold` is 0. Palettes: k-means; a table for each 16 output channels, or one for the
-tensor (`per tensor`). int4: blocks of 32. A build of qcompile includes its verification, not the
-tracing of the model; one of coremltools is to load, compress and save. The last column is the interpreter's
-time for a batch beside eager PyTorch's in float32, one thread each, median over batches
-that alternate between all rows. The machine had other work: seconds are rough.
+not what a Neural Engine makes of it.
+
+All rows of coremltools start from the fp16 package that qcompile wrote, and see no images, because none
+of its weight formats takes any; qcompile sees the 512 calibration images. coremltools leaves weights
+of up to 2048 elements in fp16; in the rows `all weights` its `weight_threshold` is 0. int4 has a scale
+for each block of 32 weights. Palettes are by k-means, with a table for each 16 output channels, or one
+for the tensor (`per tensor`). With `enable_per_channel_scale` coremltools 9.0 stores a table for each
+input channel, hence its bytes, and leaves a weight that its groups do not divide (the classifier of
+MobileNetV2 has 10 channels) divided by its scales.
+
+A build of qcompile includes its verification, not the tracing of the model; one of coremltools is to
+load, to compress and to save. The last column is the interpreter's time for a batch beside eager
+PyTorch's in float32, one thread each, the median over batches that go through all rows in turn. All
+seconds are of one run on a shared machine.
 """
 
 

@@ -45,7 +45,7 @@ def test_int8_stays_as_good(
         dynamic_shapes=hooks.dynamic_shapes(),
         evaluate=hooks.evaluate,
         output=tmp_path / "rescaled.qc",
-        granularity=granularity,
+        weights=qcompile.WeightOptions(granularity=granularity),
     )
     top1 = bundle.manifest.quality["top1"]
     # 744 images: one is 0.13 points. Peers lose 18 to 54 points on such a network.

@@ -13,7 +13,15 @@ from torch import nn
 
 import qcompile
 
-PUBLIC = ["BuildOptions", "Bundle", "QCompileError", "Session", "compile", "load"]
+PUBLIC = [
+    "BuildOptions",
+    "Bundle",
+    "QCompileError",
+    "Session",
+    "WeightOptions",
+    "compile",
+    "load",
+]
 
 
 class Classifier(nn.Module):

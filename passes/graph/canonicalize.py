@@ -114,4 +114,5 @@ _SPELLINGS: dict[Any, Callable[[fx.Node], tuple[Any, ...] | None]] = {
     aten.threshold.default: _threshold,
     aten.pad.default: _pad,
     aten.view.default: lambda node: (aten.reshape.default, *node.args),
+    aten._unsafe_view.default: lambda node: (aten.reshape.default, *node.args),
 }

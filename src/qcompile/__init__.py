@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from qcompile.compiler.driver import BuildOptions, Bundle, compile
     from qcompile.runtime import Session, load
     from qcompile.runtime.errors import QCompileError
+    from qcompile.targets.base import WeightOptions
 
-__all__ = ["BuildOptions", "Bundle", "QCompileError", "Session", "compile", "load"]
+__all__ = [
+    "BuildOptions",
+    "Bundle",
+    "QCompileError",
+    "Session",
+    "WeightOptions",
+    "compile",
+    "load",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -26,6 +35,7 @@ _HOMES = {
     "Bundle": "qcompile.compiler.driver",
     "QCompileError": "qcompile.runtime.errors",
     "Session": "qcompile.runtime",
+    "WeightOptions": "qcompile.targets.base",
     "compile": "qcompile.compiler.driver",
     "load": "qcompile.runtime",
 }

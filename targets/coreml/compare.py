@@ -52,7 +52,7 @@ def engine_errors(
         inputs: The package's inputs.
         given: The same as the graph takes them.
     """
-    interpreter = Interpreter(read_package(package))
+    interpreter = Interpreter(read_package(package), cache_bytes=0)  # each weight is read once
     nodes = {n.name: n for n in graph.nodes}
     seen: dict[fx.Node, Tensor] = {}
     weights: dict[fx.Node, dict[str, Any]] = {}
@@ -167,13 +167,17 @@ def _weight_row(node: fx.Node, value: Tensor, found: Tensor | None) -> dict[str,
 
 def _float_row(name: str, expected: Tensor, found: Tensor, limit_db: float) -> dict[str, Any]:
     expected, found = expected.double(), found.double()
+    if found.shape != expected.shape:
+        other = torch.full_like(expected, math.inf)
+        return {**_row(name, other, -1000.0), "limit_db": limit_db}
     same = (expected == found) | (expected.isnan() & found.isnan())
     alike = same & ~expected.isfinite()
     expected, found = expected.where(~alike, 0.0), found.where(~alike, 0.0)
     row = _row(name, (expected - found).abs(), None)
     if row["differing"]:
-        quality = sqnr_db([(expected, found)])
-        row["sqnr_db"] = quality if quality is not None and math.isfinite(quality) else -1000.0
+        both_finite = bool(expected.isfinite().all() and found.isfinite().all())
+        quality = sqnr_db([(expected, found)]) if both_finite else None
+        row["sqnr_db"] = -1000.0 if quality is None else quality
     return {**row, "limit_db": limit_db}
 
 

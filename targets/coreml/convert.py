@@ -39,6 +39,9 @@ STREAMED_DROPPED_PASSES = ("common::const_deduplication",)
 """Would take two stored weights of one shape for equal: both are stood in for by zeros."""
 ORIGIN = "qcompile_origin"
 """Key of the metadata by which a node's name outlives decomposition."""
+PREFIX = "graph_"
+"""Of each node's name in the program: without it, ``transpose_20`` may also be what coremltools calls
+an op that one of its passes adds."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,21 @@ def lower(graph: Graph) -> Lowered:
     _take_apart_clamps(graph)
     with quiet(), preserve_node_meta():
         program = graph.exported().run_decompositions(dict(decompositions()))
+    _prefix_names(program)
     last = {
         str(node.meta["custom"][ORIGIN]): node.name
         for node in program.graph.nodes
         if ORIGIN in node.meta.get("custom", {})
     }  # what an op was taken apart into ends with its result
     return Lowered(program, {name: origin for origin, name in last.items()})
+
+
+def _prefix_names(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            old = node.name
+            node._rename(f"{PREFIX}{old}")
+            program.graph_signature.replace_all_uses(old, node.name)
 
 
 def without_unused_attributes(graph: Graph) -> Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
@@ -126,7 +127,8 @@ class CoremlEmitter(Emitter):
         lowered = lower(graph)
         model = convert(graph, lowered, opset, bits, names.feature_names(graph))
         files = write_package(model, folder / ARTIFACT, graph.interface.metadata)
-        del model  # and with it the weights
+        del model
+        gc.collect()  # coremltools' programs are cycles, and hold the weights
         write_stored_weights(graph, folder / ARTIFACT, lowered.origins)
         engine = {
             "name": self.name,
