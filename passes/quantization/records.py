@@ -82,7 +82,7 @@ class QuantizationLog:
 def sqnr_db(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
     """Return 10 log10(power / error) of (reference, value) pairs; ``None`` for a reference of zeros.
 
-    An error of exactly 0 gives ``inf``.
+    An error of exactly 0 gives ``inf``, an infinite one ``-inf``.
     """
     power = error = 0.0
     for reference, value in pairs:
@@ -90,4 +90,6 @@ def sqnr_db(pairs: Iterable[tuple[Tensor, Tensor]]) -> float | None:
         error += float((reference.double() - value.double()).square().sum())
     if power == 0:
         return None
+    if math.isinf(error):
+        return -math.inf
     return math.inf if error == 0 else 10 * math.log10(power / error)

@@ -36,12 +36,9 @@ DROPPED_PASSES = (
 
 
 STREAMED_DROPPED_PASSES = ("common::const_deduplication",)
-"""Would take two stored weights of one shape for equal: both are stood in for by zeros."""
+"""Would take two stored weights of one shape for equal: both are stood in for by one number."""
 ORIGIN = "qcompile_origin"
 """Key of the metadata by which a node's name outlives decomposition."""
-PREFIX = "graph_"
-"""Of each node's name in the program: without it, ``transpose_20`` may also be what coremltools calls
-an op that one of its passes adds."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def lower(graph: Graph) -> Lowered:
     _take_apart_clamps(graph)
     with quiet(), preserve_node_meta():
         program = graph.exported().run_decompositions(dict(decompositions()))
-    _prefix_names(program)
+    _capitalize_names(program)
     last = {
         str(node.meta["custom"][ORIGIN]): node.name
         for node in program.graph.nodes
@@ -74,11 +71,12 @@ def lower(graph: Graph) -> Lowered:
     return Lowered(program, {name: origin for origin, name in last.items()})
 
 
-def _prefix_names(program: ExportedProgram) -> None:
+def _capitalize_names(program: ExportedProgram) -> None:
+    """Keep node names apart from coremltools': its passes may call an op ``transpose_20`` too."""
     for node in program.graph.nodes:
         if node.op == "call_function":
             old = node.name
-            node._rename(f"{PREFIX}{old}")
+            node._rename(old[:1].upper() + old[1:])
             program.graph_signature.replace_all_uses(old, node.name)
 
 
@@ -89,13 +87,18 @@ def without_unused_attributes(graph: Graph) -> Graph:
     """
     new = graph.copy()
     constants = {
-        n: stand_in(tuple(graph.weights.peek(n).shape), graph.weights.peek(n).dtype)
-        if n in graph.weights.stored
-        else graph.weights[n]
+        n: _stand_in(graph.weights.peek(n)) if n in graph.weights.stored else graph.weights[n]
         for n in graph.weights
     }
     module = fx.GraphModule(constants, new.module.graph)
     return Graph(module, new.inputs, new.outputs, new.dynamic, None, new.interface)  # type: ignore[arg-type]
+
+
+def _stand_in(weight: torch.Tensor) -> torch.Tensor:
+    """Return numbers that no op leaves out: coremltools drops an addition of zeros."""
+    value = stand_in((1,), weight.dtype)
+    value = value + 0.5 if weight.is_floating_point() else value
+    return value[0].expand(weight.shape)
 
 
 def _take_apart_clamps(graph: Graph) -> None:

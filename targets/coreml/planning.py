@@ -19,7 +19,7 @@ from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
 from qcompile.targets.base import NodePlan, Scheme
 from qcompile.targets.coreml.capabilities import INTEGER_OPS
-from qcompile.targets.coreml.convert import lower
+from qcompile.targets.coreml.convert import ORIGIN, lower
 from qcompile.targets.coreml.lowering import register
 from qcompile.targets.coreml.tools import load_coremltools, quiet
 from qcompile.targets.device import Device
@@ -165,9 +165,10 @@ def _place(node: fx.Node) -> str:
         for i, line in enumerate(lines)
         if line.startswith("File ") and not line.startswith(f'File "{_TORCH}')
     ]
+    name = node.meta.get("custom", {}).get(ORIGIN, node.name)
     if not files:
-        return f"(at {node.name})"
+        return f"(at {name})"
     line, code = files[-1]
     file, _, number = line.removeprefix("File ").partition(", line ")
     where = file.strip('"').rpartition("/")[2]
-    return f"(at {node.name}, {where}:{number.split(',')[0]}: {code})"
+    return f"(at {name}, {where}:{number.split(',')[0]}: {code})"

@@ -63,7 +63,9 @@ class Constants:
         return value.float()
 
     def keep(self, name: str, value: Tensor) -> None:
-        """Keep a weight, float16 as float32, if there is room."""
+        """Keep a weight, float16 as float32, if there is room; one that is kept stays as it is."""
+        if name in self._cache:
+            return
         widened = value.float() if value.dtype == torch.float16 else value
         if self._cached_bytes + widened.nbytes <= self.cache_bytes:
             self._cached_bytes += widened.nbytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -21,7 +21,7 @@ WORK_BYTES = 64 << 10
 class Budget:
     """How much work nested blocks have left in one run."""
 
-    left: int = MAX_WORK
+    left: int = field(default_factory=lambda: MAX_WORK)
 
     def spend(self, results: Sequence[Any] = ()) -> None:
         """Take an iteration, or an op with its results, off.

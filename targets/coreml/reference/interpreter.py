@@ -40,7 +40,8 @@ class Interpreter:
 
     Args:
         package: The package.
-        function: Its name.
+        function: Its name; the package's default if it is left out, which is ``main`` where a package has
+            one function only.
         cache_bytes: Of decompressed and widened weights that are kept between runs.
         state: What states hold, by name; zeros before the first run.
 
@@ -49,12 +50,13 @@ class Interpreter:
     """
 
     package: Package
-    function: str = "main"
+    function: str = ""
     cache_bytes: int = 1 << 30
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         functions = self.package.program.functions
+        self.function = self.function or self.package.description.defaultFunctionName or "main"
         if self.function not in functions:
             raise ExecutionError(
                 f"there is no function {self.function!r}, but {', '.join(functions)}"
@@ -123,9 +125,9 @@ class Interpreter:
                 scope.values.pop(name, None)
 
     def _compute(self, operation: Operation, scope: _Scope) -> list[Any]:
-        first = operation.outputs[0][0] if operation.outputs else ""
-        if self._constants.holds(first):
-            return [self._constants.get(first)]
+        names = [name for name, _ in operation.outputs]
+        if names and all(self._constants.holds(name) for name in names):
+            return [self._constants.get(name) for name in names]
         results = self._results(operation, scope)
         if len(results) != len(operation.outputs):
             raise ExecutionError(f"it gives {len(results)} results, not {len(operation.outputs)}")
@@ -134,7 +136,8 @@ class Interpreter:
             for value, (name, kind) in zip(results, operation.outputs, strict=True)
         ]
         if operation.type.startswith("constexpr_"):
-            self._constants.keep(first, found[0])
+            for name, value in zip(names, found, strict=True):
+                self._constants.keep(name, value)
         return found
 
     def _results(self, operation: Operation, scope: _Scope) -> Sequence[Any]:

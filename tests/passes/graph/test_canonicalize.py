@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
-from qcompile.passes.base import Pass
+from qcompile.passes.base import Pass, run
 from qcompile.passes.graph.canonicalize import Canonicalize
+from qcompile.passes.graph.remove_identity import RemoveIdentity
 
 Rewrite = Callable[[Graph, Pass], int]
 
@@ -146,3 +147,43 @@ def test_pads_by_a_constant(rewrite: Rewrite) -> None:
 def test_pads_by_what_is_there_stay(rewrite: Rewrite) -> None:
     graph = trace(Applies(lambda fc, x: F.pad(x, (1, 1), "reflect")), torch.randn(4, 4))
     assert rewrite(graph, Canonicalize()) == 0
+
+
+class Heads(nn.Module):
+    """What attention does to join its heads, and to tell them apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.view(2, 3, 2, 4).transpose(1, 2).contiguous()
+        return heads.transpose(1, 2).contiguous().view(2, 3, 8) * 2
+
+
+def test_views_become_reshapes(rewrite: Rewrite) -> None:
+    graph = trace(Heads(), torch.randn(2, 3, 8))
+    found = graph.calls(aten.view.default, aten._unsafe_view.default)
+    assert rewrite(graph, Canonicalize()) == len(found) == 2
+    assert not graph.calls(aten.view.default, aten._unsafe_view.default)
+    shapes = [tuple(n.meta["val"].shape) for n in graph.calls(aten.reshape.default)]
+    assert shapes == [(2, 3, 2, 4), (2, 3, 8)]
+
+
+def test_an_unsafe_view_is_a_reshape(rewrite: Rewrite) -> None:
+    """``torch.export`` writes it for the reshape of a product."""
+    graph = trace(
+        Applies(lambda fc, x: aten._unsafe_view.default(x @ x, [2, 8])), torch.randn(4, 4)
+    )
+    assert graph.calls(aten._unsafe_view.default)
+    assert rewrite(graph, Canonicalize()) == 1
+    (reshape,) = graph.calls(aten.reshape.default)
+    assert reshape.args[1:] == ([2, 8],)
+
+
+def test_a_view_outlives_the_copy_before_it() -> None:
+    """A view of transposed axes does not run, nor export again, once the copy has been removed."""
+    x = torch.randn(2, 3, 8)
+    graph = trace(Heads(), x)
+    expected = graph.run({"x": x})["output"]
+    run(graph, [Canonicalize(), RemoveIdentity()])
+    assert not graph.calls(aten.clone.default, aten.contiguous.default)
+    torch.testing.assert_close(graph.run({"x": x})["output"], expected, rtol=0, atol=0)
+    again = graph.exported().module()(x)
+    torch.testing.assert_close(again[0], expected, rtol=0, atol=0)

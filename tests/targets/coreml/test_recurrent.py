@@ -195,7 +195,7 @@ def test_each_row_keeps_its_value(groups: int) -> None:
 
 @LEFT_BEHIND
 def test_codes_on_ios_16_are_refused(emit: Emit) -> None:
-    match = r"^an LSTM whose weights are compressed \(dequantize.*needs iOS 17 or macOS 14: keep"
+    match = r"^an LSTM whose weights are compressed \(Dequantize.*needs iOS 17 or macOS 14: keep"
     with pytest.raises(UnsupportedError, match=match):
         emit(Recurrent(), _example({}), change=store_weights(int8_per_channel), ios=16)
     assert emit(Recurrent(), _example({}), ios=16).gate()["passed"]
