@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) hatchling editables
-	$(PIP) --no-build-isolation --editable '.[onnx,coreml,dev]'
+	$(PIP) --no-build-isolation --editable '.[onnx,coreml,tvm,dev]'
 	@touch $@
 
 clean:

@@ -104,9 +104,8 @@ def save_arrays(file: Path, arrays: Mapping[str, Array]) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         for name in sorted(arrays):
             buffer = io.BytesIO()
-            np.lib.format.write_array(
-                buffer, np.ascontiguousarray(arrays[name]), allow_pickle=False
-            )
+            values = np.asarray(arrays[name], order="C")  # ascontiguousarray adds an axis to none
+            np.lib.format.write_array(buffer, values, allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, buffer.getvalue())

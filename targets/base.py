@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +26,7 @@ from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
 from qcompile.targets import signature
 from qcompile.targets.device import Device
+from qcompile.targets.plans import NodePlan, Probe, UnitPlan
 
 
 @dataclass(frozen=True)
@@ -109,61 +110,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class NodePlan:
-    """What becomes of one node of the graph.
-
-    Args:
-        name: Of the node, or of its weight.
-        op: Of the node.
-        runs: The format it computes in, ``int8`` or ``fp32``, or ``fused`` and ``moved``.
-        fast: Whether the device has instructions for it.
-        why: One clause.
-        bytes: Of its constants as stored.
-        constants: Their names.
-    """
-
-    name: str
-    op: str
-    runs: str
-    fast: bool
-    why: str
-    bytes: int = 0
-    constants: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class UnitPlan:
-    """Where one op would run: a prediction.
-
-    Args:
-        name: Of the op.
-        op: Its type.
-        units: The compute units that can take it.
-        why: What keeps the others from it, if any.
-    """
-
-    name: str
-    op: str
-    units: tuple[str, ...]
-    why: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """An artifact that no manifest describes.
-
-    Args:
-        checks: What was looked at and found right, as label and text.
-        inputs: Arrays that it can take, by name, made from a seed.
-        run: Arrays in, outputs by name.
-    """
-
-    checks: tuple[tuple[str, str], ...]
-    inputs: Mapping[str, Any]
-    run: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
 class Emitted:
     """What ``emit`` wrote.
 
@@ -206,6 +152,13 @@ class Emitter(ABC):
 
         Raises:
             TargetError: The options do not fit the precision, or the device's system is too old for it.
+        """
+
+    def check_machine(self, device: Device) -> None:
+        """Raise where this machine lacks what ``emit`` and ``engine_errors`` need, before any costly work.
+
+        Raises:
+            TargetError: A tool is missing; names all of them.
         """
 
     @abstractmethod
@@ -273,7 +226,7 @@ class Emitter(ABC):
         """Return what stands in for the engine on this machine; ``None`` for the runtime's own."""
         return None
 
-    def proof(self) -> Mapping[str, str]:
+    def proof(self, device: Device) -> Mapping[str, str]:
         """Return by what the artifact is verified on this machine, and what that does not show."""
         return {"engine": self.name}
 

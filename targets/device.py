@@ -13,11 +13,12 @@ import platform
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qcompile.compiler.ir.errors import TargetError
+from qcompile.targets.cpu_facts import CPU_FORMATS, PrecisionFact, onnx_default, precisions_of
 from qcompile.targets.device_schema import FORMATS, problems
 from qcompile.targets.systems import refusal
 
@@ -32,14 +33,6 @@ _LLVM_NAME = {
 }
 
 
-@dataclass(frozen=True)
-class PrecisionFact:
-    """Whether a precision runs fast on a device, or merely runs, and why."""
-
-    fast: bool
-    why: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Device:
     """One device; a figure nobody could source is None.
@@ -47,6 +40,8 @@ class Device:
     `isa` has LLVM's names; `memory_bandwidth_gbs` is the theoretical peak, 10**9 bytes a second.
     `os_minimum` is the system whose features an artifact may use, `os_first` the one that the device
     was sold with. `neural_engine_generation` counts Apple's compiler targets: the M1's, H13, is 13.
+    `llvm_cpu` is LLVM's name of the CPU, ``native`` for the one at hand, and never has an instruction
+    set that `isa` names none of.
     """
 
     name: str
@@ -65,25 +60,33 @@ class Device:
     neural_engine_tops: float | None = None
     memory_mib: int | None = None
     memory_bandwidth_gbs: float | None = None
+    llvm_cpu: str | None = None
     os: str | None = None
     os_first: str | None = None
     os_minimum: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that there are facts for: the file's, and those that follow from the CPU."""
+        known = {"onnx": bool(self.isa), "tvm": self.llvm_cpu is not None}
+        return (self.format, *(f for f in CPU_FORMATS if known[f] and f != self.format))
+
     def facts(self, format: str) -> Mapping[str, PrecisionFact]:
-        """Return what is known of each precision in a format: the file's facts, or for ONNX the CPU's.
+        """Return what is known of each precision in a format: the file's facts, or the CPU's.
 
         Raises:
             TargetError: The format needs facts that this device has not got; names devices that do.
         """
         if format == self.format:
             return self.precisions
-        if format == "onnx":
-            return precisions_of(self.isa)
-        possible = [n for n in device_names() if n != "host" and load_device(n).format == format]
+        if format in self.formats:
+            return CPU_FORMATS[format].precisions(self.isa)
+        possible = [n for n in device_names() if n != "host" and format in load_device(n).formats]
         raise TargetError(
             f"target {self.name!r} has no facts for {format}; these do: {', '.join(possible)}; "
-            f"a file of your own with format = {format!r} does too (docs/add-a-device.md)"
+            f"it has facts for {', '.join(self.formats)}; "
+            f"a file of your own with format = {format!r} has what it says (docs/add-a-device.md)"
         )
 
     def default_precision(self, format: str) -> str:
@@ -91,7 +94,7 @@ class Device:
         if format == self.format:
             return self.precision
         self.facts(format)
-        return _onnx_default(self.isa)
+        return CPU_FORMATS[format].default(self.isa)
 
     def with_os_minimum(self, version: str) -> Device:
         """Return this device with another oldest system, whose features an artifact may use.
@@ -142,8 +145,9 @@ def host_device() -> Device:
         format="onnx",
         arch=arch,
         isa=isa,
-        precision=_onnx_default(isa),
+        precision=onnx_default(isa),
         precisions=precisions_of(isa),
+        llvm_cpu="native",
         cores=os.cpu_count(),
         memory_mib=pages * os.sysconf("SC_PAGE_SIZE") // 2**20 if pages else None,
         os=system.lower(),
@@ -162,30 +166,6 @@ def isa_from_listing(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(llvm for word, llvm in _LLVM_NAME.items() if word in words))
 
 
-def precisions_of(isa: Collection[str]) -> dict[str, PrecisionFact]:
-    """Return what ONNX Runtime's CPU kernels make of each precision with these instructions."""
-    int8 = (
-        ("amx-int8", True, "AMX TDPBUSD multiplies tiles of u8 by s8"),
-        ("avx512vnni", True, "VPDPBUSD sums four u8 by s8 products in 32 bits"),
-        ("avxvnni", True, "VPDPBUSD sums four u8 by s8 products in 32 bits"),
-        ("i8mm", True, "SMMLA and SDOT, int8 matrix and dot products"),
-        ("dotprod", True, "SDOT and UDOT sum four 8-bit products in 32 bits"),
-        ("avx2", True, "VPMADDUBSW beats float; it saturates, so weights should use 7 bits"),
-        ("neon", False, "no dot product: SMLAL widens each product, the gain is small"),
-    )
-    known = [PrecisionFact(fast, why) for name, fast, why in int8 if name in isa]
-    return {
-        "int8": known[0] if known else PrecisionFact(False, "no SIMD kernel known"),
-        "fp16": PrecisionFact(False, "many operators cast to float and back; half the bytes"),
-        "fp32": PrecisionFact(True, "float vector arithmetic"),
-        "w8a16": PrecisionFact(False, "a smaller file; the arithmetic stays float"),
-    }
-
-
-def _onnx_default(isa: Collection[str]) -> str:
-    return "int8" if {"avx2", "neon"} & set(isa) else "fp32"
-
-
 def _host_isa() -> tuple[str, ...]:
     if (cpuinfo := Path("/proc/cpuinfo")).exists():
         return isa_from_listing(cpuinfo.read_text(errors="replace"))
@@ -202,8 +182,8 @@ def _read(path: Path) -> Device:
         raise TargetError(f"target file '{path}' cannot be read: {error}") from error
     if wrong := problems(data):
         raise TargetError(f"target file '{path}': {'; '.join(wrong)} (docs/add-a-device.md)")
-    data["isa"] = tuple(data["isa"])
-    data["compute_units"] = tuple(data.get("compute_units", ()))
+    for key in ("isa", "compute_units"):
+        data[key] = tuple(data.get(key, ()))
     names = FORMATS[data["format"]].precisions
     data["precisions"] = {p: PrecisionFact(**data["precisions"][p]) for p in names}
     return Device(name=path.stem, **data)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qcompile.targets.systems import SYSTEMS, major, refusal
 
-ARCHITECTURES = ("x86_64", "aarch64", "wasm32")
+ISA: Mapping[str, tuple[str, ...]] = {
+    "x86_64": (
+        *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avxvnni"),
+        *("amx-tile", "amx-int8", "amx-bf16"),
+    ),
+    "aarch64": ("neon", "dotprod", "i8mm", "fullfp16", "bf16", "sve", "sme", "sme2"),
+    "wasm32": ("simd128", "relaxed-simd"),
+}
+"""By architecture, what an ``isa`` may name, in LLVM's words."""
 COMPUTE_UNITS = ("CPU", "GPU", "Neural Engine")
 """Of a chip that runs Core ML."""
 
@@ -29,11 +38,16 @@ def _list_of(text: str, holds: Callable[[Any], bool]) -> Kind:
     return Kind(f"a list of {text}", lambda v: isinstance(v, list) and all(holds(i) for i in v))
 
 
+def _like(text: str, pattern: str) -> Kind:
+    return Kind(text, lambda v: isinstance(v, str) and re.fullmatch(pattern, v, re.A) is not None)
+
+
 _STRING = Kind("a string", lambda v: isinstance(v, str))
 _VERSION = Kind(
     "a version such as '18.0'",
     lambda v: isinstance(v, str) and major(v) is not None,
 )
+_LLVM_CPU = _like("an LLVM processor such as 'cortex-a76'", r"[a-z0-9][a-z0-9_.-]*")
 _TABLE = Kind("a table", lambda v: isinstance(v, dict))
 _BOOLEAN = Kind("true or false", lambda v: isinstance(v, bool))
 _COUNT = Kind("a whole number above 0", lambda v: type(v) is int and v > 0)
@@ -66,20 +80,21 @@ FORMATS: Mapping[str, FormatFacts] = {
         {"os": _one_of(*SYSTEMS), "os_minimum": _VERSION, "compute_units": _UNITS},
         _APPLE,
     ),
+    "tvm": FormatFacts(("int8", "fp32"), {"llvm_cpu": _LLVM_CPU}),
 }
 """A new format is one entry here, and an emitter."""
 
 _ALL = tuple(dict.fromkeys(p for facts in FORMATS.values() for p in facts.precisions))
 _REQUIRED = {
     **{"description": _STRING, "format": _one_of(*FORMATS), "isa": _STRINGS},
-    **{"arch": _one_of(*ARCHITECTURES)},
+    **{"arch": _one_of(*ISA)},
 }
 _OPTIONAL = {
     **dict.fromkeys(("cores", "gpu_cores", "neural_engine_cores", "memory_mib"), _COUNT),
     **dict.fromkeys(("memory_bandwidth_gbs", "neural_engine_tops"), _NUMBER),
     **dict.fromkeys(("chip", "os", "os_minimum"), _STRING),
     **{"compute_units": _UNITS, "sources": _TABLE, "os_first": _VERSION},
-    **{"neural_engine_generation": _COUNT},
+    **{"neural_engine_generation": _COUNT, "llvm_cpu": _LLVM_CPU},
 }
 
 
@@ -94,7 +109,24 @@ def problems(data: Mapping[str, Any]) -> list[str]:
             wrong.append(f"unknown key '{key}'")
         elif not kind.holds(value):
             wrong.append(f"'{key}' is {value!r}, not {kind.text}")
-    return wrong + _wrong_system(data)
+    return wrong + _wrong_isa(data) + _wrong_processor(data) + _wrong_system(data)
+
+
+def _wrong_isa(data: Mapping[str, Any]) -> list[str]:
+    """Return which words of ``isa`` the architecture does not know."""
+    arch, isa = data.get("arch"), data.get("isa")
+    if not (isinstance(arch, str) and arch in ISA and _STRINGS.holds(isa)):
+        return []
+    unknown = [repr(word) for word in isa or () if word not in ISA[arch]]
+    names = f"{', '.join(unknown)}, and {arch} has: {', '.join(ISA[arch])}"
+    return [f"'isa' names {names}"] if unknown else []
+
+
+def _wrong_processor(data: Mapping[str, Any]) -> list[str]:
+    """Return which keys of a processor have no meaning beside the others."""
+    if "llvm_cpu" in data and data.get("arch") == "wasm32":
+        return ["'llvm_cpu' is for x86_64 and aarch64, not for wasm32"]
+    return []
 
 
 def _wrong_system(data: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from qcompile.compiler.cli.common import console
 from qcompile.compiler.driver import Bundle, DryRun
-from qcompile.targets.base import UnitPlan
+from qcompile.targets.plans import UnitPlan
 
 
 def bundle(found: Bundle) -> None:

@@ -20,6 +20,7 @@ _FACTS = (
     ("format", "format", ""),
     ("arch", "arch", ""),
     ("isa", "isa", ""),
+    ("llvm_cpu", "LLVM's name", ""),
     ("chip", "chip", ""),
     ("compute_units", "compute units", ""),
     ("cores", "CPU cores", ""),

@@ -143,6 +143,7 @@ def build(
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
     _check_names(source, options.keep_float)
+    target.emitter.check_machine(target.device)
     target.emitter.check(source.graph)
     with _one_thread_per_op(), write.staged(folder) as stage:
         with work.stage("calibration data"):
@@ -231,7 +232,7 @@ def verify(work: Build, stage: Path, emitted: Emitted) -> Manifest:
     limit = _vector_limit(exported, quantized)
     emitter.companions(work.quantized, stage, work.target.order(work.source.name), limit)
     errors = {
-        "by": dict(emitter.proof()),
+        "by": dict(emitter.proof(work.target.device)),
         "samples": len(next(iter(inputs.values()))),
         "export": parity.compare(reference, exported),
         "quantization": parity.compare(exported, quantized),

@@ -15,7 +15,7 @@ from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.graph.fusion import fused_activation
 from qcompile.passes.pipelines import float_pipeline
-from qcompile.targets.base import NodePlan
+from qcompile.targets.plans import NodePlan
 
 GRAPH_BYTES_A_NODE = {True: 550, False: 200}
 """Measured on the examples: what a node takes beside its weights, with its q/dq pairs and without."""

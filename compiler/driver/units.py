@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import UnitPlan, emitter_names, find_emitter
+from qcompile.targets.base import emitter_names, find_emitter
 from qcompile.targets.device import device_names, load_device
+from qcompile.targets.plans import UnitPlan
 
 
 def compute_units(bundle: Bundle, target: str | None) -> tuple[list[UnitPlan], list[str]]:

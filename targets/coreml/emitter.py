@@ -28,12 +28,9 @@ from qcompile.targets.base import (
     DEFAULT_WEIGHTS,
     Emitted,
     Emitter,
-    NodePlan,
     Order,
-    Probe,
     Recipe,
     Scheme,
-    UnitPlan,
     WeightOptions,
 )
 from qcompile.targets.coreml import (
@@ -54,6 +51,7 @@ from qcompile.targets.coreml.swift import write_swift_package
 from qcompile.targets.coreml.tools import load_coremltools
 from qcompile.targets.coreml.write import write_package
 from qcompile.targets.device import Device
+from qcompile.targets.plans import NodePlan, Probe, UnitPlan
 
 ARTIFACT = "model.mlpackage"
 PROOF = {
@@ -185,7 +183,7 @@ class CoremlEmitter(Emitter):
     def engine_class(self) -> type[Engine] | None:
         return None if sys.platform == "darwin" else ReferenceEngine
 
-    def proof(self) -> Mapping[str, str]:
+    def proof(self, device: Device) -> Mapping[str, str]:
         return {"engine": "Core ML"} if sys.platform == "darwin" else PROOF
 
     def engine_errors(

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qcompile.targets.base import Probe, UnitPlan
 from qcompile.targets.coreml import compute_units
 from qcompile.targets.coreml.reference.errors import ExecutionError
 from qcompile.targets.coreml.reference.interpreter import Interpreter
@@ -19,6 +18,7 @@ from qcompile.targets.coreml.reference.limits import bounded
 from qcompile.targets.coreml.reference.package import Package, read_package
 from qcompile.targets.coreml.reference.types import TensorType
 from qcompile.targets.device import Device
+from qcompile.targets.plans import Probe, UnitPlan
 
 
 def probe(folder: Path) -> Probe:

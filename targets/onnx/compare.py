@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
 
 from qcompile.compiler.ir.errors import PassError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.interpret import ConstantReader
 from qcompile.compiler.ir.ops import QUANTIZE
+from qcompile.targets.forced import ForcedRun, float_row
 
 
 def engine_errors(
@@ -46,12 +45,12 @@ def engine_errors(
     forced = {
         node: torch.from_numpy(v) for node, v in zip(quantizers, codes.quantized, strict=True)
     }
-    run = _Forced(graph, forced)
+    run = ForcedRun(graph, forced)
     tensors = [torch.from_numpy(np.array(inputs[name])) for name in graph.inputs]
     with torch.no_grad():
         outputs = run.run(*tensors)
     for name, expected, found in zip(graph.outputs, outputs, codes.outputs, strict=True):
-        run.rows.append(_float_row(name, expected, torch.from_numpy(found)))
+        run.rows.append(float_row(name, expected, torch.from_numpy(found)))
     return run.rows
 
 
@@ -92,39 +91,3 @@ def _declare_types(values: list[Any], program: Any) -> None:
         zero_point = value.producer().inputs[2]
         kind = onnx_ir.DataType.UINT8 if zero_point is None else zero_point.dtype
         value.type = onnx_ir.TensorType(kind or zero_point.const_value.dtype)
-
-
-class _Forced(ConstantReader):
-    """Runs the graph, but goes on from the engine's codes after each quantizer."""
-
-    def __init__(self, graph: Graph, forced: Mapping[fx.Node, Tensor]) -> None:
-        super().__init__(graph.module, graph.weights)
-        self.forced = forced
-        self.rows: list[dict[str, Any]] = []
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if (engine := self.forced.get(n)) is None:
-            return value
-        source = n.args[0]
-        assert isinstance(source, fx.Node)
-        distance = (value.to(torch.int32) - engine.to(torch.int32)).abs()
-        differing = float((distance != 0).double().mean()) if distance.numel() else 0.0
-        largest = int(distance.max()) if distance.numel() else 0
-        row = {"name": source.name, "values": distance.numel(), "differing": differing}
-        self.rows.append({**row, "largest": largest, "sqnr_db": None})
-        return engine
-
-
-def _float_row(name: str, expected: Tensor, found: Tensor) -> dict[str, Any]:
-    from qcompile.passes.quantization.records import sqnr_db
-
-    difference = (expected.double() - found.double()).abs()
-    quality = sqnr_db([(expected, found)])
-    return {
-        "name": name,
-        "values": found.numel(),
-        "differing": float((difference != 0).double().mean()),
-        "largest": float(difference.max()),
-        "sqnr_db": None if quality is None or quality == float("inf") else quality,
-    }

@@ -29,7 +29,6 @@ from qcompile.targets.base import (
     DEFAULT_WEIGHTS,
     Emitted,
     Emitter,
-    NodePlan,
     Order,
     Recipe,
     Scheme,
@@ -39,6 +38,7 @@ from qcompile.targets.device import Device
 from qcompile.targets.onnx import compare, optimized, planning
 from qcompile.targets.onnx.capabilities import INTEGER_OPS
 from qcompile.targets.onnx.export import export
+from qcompile.targets.plans import NodePlan
 
 MINIMUM = "1.23"
 """The first that makes an integer convolution of one with a float bias: 1.22.1 leaves it float, 1.23.2,

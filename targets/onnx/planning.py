@@ -18,10 +18,11 @@ from qcompile.passes.graph.decompose_attention import DecomposeAttention
 from qcompile.passes.graph.fusion import ACTIVATIONS
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
-from qcompile.targets.base import NodePlan, Scheme
+from qcompile.targets.base import Scheme
 from qcompile.targets.device import Device
 from qcompile.targets.onnx.capabilities import INTEGER_OPS, WHY_FLOAT
 from qcompile.targets.onnx.export import OPSET, quiet
+from qcompile.targets.plans import NodePlan
 
 _DTYPES = {"f32", "f64", "f16", "bf16", "i8", "i16", "i32", "i64", "u8", "u16", "bool"}
 

@@ -15,7 +15,7 @@ from qcompile.targets.device import (
     load_device,
     precisions_of,
 )
-from qcompile.targets.device_schema import FORMATS
+from qcompile.targets.device_schema import FORMATS, ISA
 
 SHIPPED = [name for name in device_names() if name != "host"]
 # A figure, and the key under [sources] that must back it.
@@ -27,6 +27,7 @@ FIGURES = {
     "neural_engine_generation": "neural_engine_generation",
     "memory_mib": "memory",
     "memory_bandwidth_gbs": "memory_bandwidth",
+    "llvm_cpu": "llvm_cpu",
     "os": "os",
     "os_minimum": "os",
     "os_first": "os_first",
@@ -87,6 +88,19 @@ def test_files_and_detection_agree_on_what_is_fast(name: str) -> None:
     assert {p: fact.fast for p, fact in device.precisions.items()} == {
         p: fact.fast for p, fact in detected.items()
     }
+
+
+@pytest.mark.parametrize("name", device_names())
+def test_every_instruction_set_is_a_known_word(name: str) -> None:
+    device = load_device(name)
+    assert set(device.isa) <= set(ISA[device.arch])
+    assert len(set(device.isa)) == len(device.isa)
+
+
+def test_an_instruction_set_of_another_architecture(tmp_path: Path) -> None:
+    with pytest.raises(TargetError) as error:
+        load_device(board(tmp_path, BOARD.replace('"dotprod"', '"dotprd", "avx2"')))
+    assert "'isa' names 'dotprd', 'avx2', and aarch64 has: neon, dotprod, i8mm" in str(error.value)
 
 
 def test_names() -> None:
@@ -150,6 +164,7 @@ def test_all_mistakes_in_a_file_at_once(tmp_path: Path) -> None:
         ("memory_bandwidth_gbs = inf", "'memory_bandwidth_gbs' is inf, not a number above 0"),
         ("os = 12", "'os' is 12, not a string"),
         ("os_minimum = {}", "'os_minimum' is {}, not a string"),
+        ("llvm_cpu = 'Cortex A76'", "'llvm_cpu' is 'Cortex A76', not an LLVM processor such as"),
         ("sources = 3", "'sources' is 3, not a table"),
         ("sources.cores = 3", "'sources.cores' is 3, not a string"),
         ("precisions.int4 = {fast = true}", "unknown key 'precisions.int4.fast'"),
@@ -204,6 +219,8 @@ def test_host_chooses_by_its_instructions(
     device = host_device()
     assert (device.arch, device.precision) == (arch, precision)
     assert device.precisions["int8"].fast is fast
+    assert device.llvm_cpu == "native"
+    assert device.formats == ("onnx", "tvm")
     assert device.cores is not None
 
 

@@ -1,0 +1,62 @@
+"""What is said of a graph before it is built, and of artifacts from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """What becomes of one node of the graph.
+
+    Args:
+        name: Of the node, or of its weight.
+        op: Of the node.
+        runs: The format it computes in, ``int8`` or ``fp32``, or ``fused`` and ``moved``.
+        fast: Whether the device has instructions for it.
+        why: One clause.
+        bytes: Of its constants as stored.
+        constants: Their names.
+    """
+
+    name: str
+    op: str
+    runs: str
+    fast: bool
+    why: str
+    bytes: int = 0
+    constants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnitPlan:
+    """Where one op would run: a prediction.
+
+    Args:
+        name: Of the op.
+        op: Its type.
+        units: The compute units that can take it.
+        why: What keeps the others from it, if any.
+    """
+
+    name: str
+    op: str
+    units: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An artifact that no manifest describes.
+
+    Args:
+        checks: What was looked at and found right, as label and text.
+        inputs: Arrays that it can take, by name, made from a seed.
+        run: Arrays in, outputs by name.
+    """
+
+    checks: tuple[tuple[str, str], ...]
+    inputs: Mapping[str, Any]
+    run: Callable[[Mapping[str, Any]], Mapping[str, Any]]

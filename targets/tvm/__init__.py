@@ -1,0 +1,1 @@
+"""TVM: Relax modules for CPU, Arm and CUDA, and the native program that runs them without Python."""

@@ -1,0 +1,89 @@
+"""From a lowered graph to a Relax module, and from that to a library."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from qcompile.compiler.ir.errors import UnsupportedError
+from qcompile.compiler.ir.graph import Graph
+from qcompile.targets.tvm import libraries
+from qcompile.targets.tvm.converters import Converters
+from qcompile.targets.tvm.machine import Machine
+from qcompile.targets.tvm.tools import load_tvm
+
+LINK = ["-Wl,--build-id=none", "-s"]
+"""Nothing that differs from run to run."""
+
+
+def relax_module(graph: Graph, machine: Machine) -> Any:
+    """Return the Relax module of a lowered graph, its weights inside.
+
+    Raises:
+        UnsupportedError: TVM's front end has no converter for an op.
+    """
+    load_tvm()
+    from tvm.relax.frontend.torch import from_exported_program
+
+    program = decomposed(graph)
+    converters = Converters(_Constants(program), machine).table()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return from_exported_program(
+                program,
+                custom_convert_map=converters,
+                keep_params_as_input=False,
+                run_ep_decomposition=False,
+            )
+    except Exception as error:  # TVM's own errors have no common base but this
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedError(
+            f"TVM cannot import this model: {reason}; use --format onnx, or fix its free axes"
+        ) from error
+
+
+def decomposed(graph: Graph) -> ExportedProgram:
+    """Return a graph in Core ATen."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program: ExportedProgram = graph.exported().run_decompositions()
+    return program
+
+
+class _Constants:
+    """The constants of a program by the node that stands for them."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        signature = program.graph_signature
+        self.names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self.program = program
+
+    def __call__(self, node: fx.Node) -> Tensor:
+        name = self.names[node.name]
+        found = self.program.state_dict.get(name)
+        value = found if found is not None else self.program.constants[name]
+        assert isinstance(value, Tensor)
+        return value.detach()
+
+
+def build_library(graph: Graph, machine: Machine, file: Path) -> None:
+    """Compile a lowered graph into a shared library for a CPU.
+
+    Raises:
+        UnsupportedError: TVM cannot import it.
+        TargetError: The compiler for that architecture is missing.
+    """
+    tvm = load_tvm()
+    compiler = libraries.compiler(machine.arch)
+    executable = tvm.compile(relax_module(graph, machine), machine.target())
+    executable.export_library(str(file), cc=compiler, options=LINK)

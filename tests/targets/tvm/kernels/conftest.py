@@ -1,0 +1,113 @@
+"""Kernels compiled for the CPUs whose instructions run here, called with numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from qcompile.runtime.errors import BundleError
+from qcompile.runtime.sessions.tvm import check_machine
+from qcompile.targets.tvm.kernels import instructions
+from qcompile.targets.tvm.kernels.instructions import Instructions
+from qcompile.targets.tvm.machine import Machine
+
+AVX2 = ("avx2", "fma", "f16c")
+AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512vnni")
+EDGE = 64
+"""Bytes before and after an output that a kernel must leave alone; TVM wants outputs aligned to it."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Instructions, and a machine here that has them.
+
+    Args:
+        instructions: For which kernels are written.
+        machine: For which they are compiled.
+    """
+
+    instructions: Instructions
+    machine: Machine
+
+    @property
+    def dtype(self) -> Any:
+        """Of the activations."""
+        return np.int8 if self.instructions.signed else np.uint8
+
+    @property
+    def name(self) -> str:
+        """Of the activations' type."""
+        return "int8" if self.instructions.signed else "uint8"
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least code and the greatest."""
+        return (-128, 127) if self.instructions.signed else (0, 255)
+
+    @property
+    def most(self) -> int:
+        """The greatest weight; the least is its negative."""
+        return int(2 ** (self.instructions.weight_bits - 1)) - 1
+
+    def call(self, kernel: Any, *arrays: NDArray[Any]) -> NDArray[Any]:
+        """Compile a kernel and call it; return its last argument, which it fills.
+
+        Args:
+            kernel: A TIR function.
+            arrays: Its arguments; the last is for the result.
+        """
+        import tvm
+
+        module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+        built = tvm.compile(module, target=self.machine.target())
+        memory, output = _guarded(arrays[-1])
+        given = [tvm.runtime.tensor(a) for a in arrays[:-1]]
+        built["main"](*given, tvm.runtime.from_dlpack(output))
+        assert (memory[:EDGE] == 0xA5).all(), "written before the output"
+        assert (memory[EDGE + output.nbytes :] == 0xA5).all(), "written after the output"
+        return output.copy()
+
+
+def _guarded(like: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Return memory full of one byte, and an array in it that is neither at its start nor at its end."""
+    raw = np.full(like.nbytes + 3 * EDGE, 0xA5, np.uint8)
+    start = -raw.ctypes.data % EDGE
+    memory = raw[start : start + like.nbytes + 2 * EDGE]
+    return memory, memory[EDGE : EDGE + like.nbytes].view(like.dtype).reshape(like.shape)
+
+
+CPUS = {
+    "avx512vnni": Cpu(instructions.VNNI_512, Machine("x86_64", AVX512, "cascadelake")),
+    "avxvnni": Cpu(instructions.VNNI_256, Machine("x86_64", (*AVX2, "avxvnni"), "alderlake")),
+    "avx512vnni, 256 bits": Cpu(instructions.VNNI_256, Machine("x86_64", AVX512, "cascadelake")),
+    "avx2": Cpu(instructions.MADD_256, Machine("x86_64", AVX2, "haswell")),
+}
+
+
+@pytest.fixture(scope="module", params=CPUS)
+def cpu(request: pytest.FixtureRequest) -> Cpu:
+    """One of the CPUs whose instructions this one has."""
+    pytest.importorskip("tvm", reason="apache-tvm is not installed")
+    found = CPUS[request.param]
+    try:
+        check_machine(found.machine.arch, found.machine.features)
+    except BundleError as error:
+        pytest.skip(str(error))
+    return found
+
+
+@pytest.fixture(scope="session")
+def equal_codes() -> Callable[[Any, Any], None]:
+    """Compare codes: one apart in at most one of a thousand, where a float lies between two."""
+
+    def compare(found: Any, expected: Any) -> None:
+        distance = np.abs(found.astype(np.int64) - expected.astype(np.int64))
+        assert distance.max() <= 1
+        assert (distance != 0).sum() <= max(1, distance.size // 1000)
+
+    return compare
