@@ -11,6 +11,8 @@ import numpy as np
 
 from qcompile.runtime.errors import BundleError, MissingPackageError
 
+UNPINNED = 0
+"""To TVM's pool: let the system choose the cores."""
 ALIGNMENT = 64
 """Bytes; TVM's tensors begin at multiples of it."""
 _FLAGS = {
@@ -27,16 +29,18 @@ class Engine:
     Args:
         artifact: ``model.so``.
         options: ``arch`` and ``cpu_features`` that it was compiled for.
-        threads: Of TVM's pool.
+        threads: Of TVM's pool, which the whole process shares; the integer kernels use one.
     """
 
     def __init__(self, artifact: Path, options: Mapping[str, Any], threads: int) -> None:
         check_machine(str(options.get("arch", "")), options.get("cpu_features", ()))
         try:
             import tvm
+            import tvm_ffi
             from tvm.runtime.vm import VirtualMachine
         except ImportError as error:
             raise MissingPackageError("apache-tvm", "tvm") from error
+        tvm_ffi.get_global_func("runtime.config_threadpool")(UNPINNED, threads)
         try:
             machine = VirtualMachine(tvm.runtime.load_module(str(artifact)), tvm.cpu())
             self._main = machine["main"]
