@@ -45,7 +45,9 @@ def main() -> None:
 
 def _import_once() -> float:
     command = [sys.executable, "-c", _IMPORT]
-    seconds, torch = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    seconds, torch = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert torch == "False", "the runtime imported torch"
     return float(seconds)
 

@@ -140,9 +140,9 @@ class Emitter(ABC):
     bare_device: ClassVar[str] = "host"
     """For whom it emits if the user names the format as the target."""
 
-    @abstractmethod
     def precisions(self, device: Device) -> Sequence[str]:
         """Return what this format can store for a device."""
+        return tuple(device.facts(self.name))
 
     @abstractmethod
     def scheme(
@@ -162,7 +162,7 @@ class Emitter(ABC):
         """
 
     @abstractmethod
-    def check(self, graph: Graph) -> None:
+    def check(self, graph: Graph, device: Device) -> None:
         """Raise ``UnsupportedError`` with all that cannot be stored, before any costly work."""
 
     @abstractmethod
@@ -194,17 +194,16 @@ class Emitter(ABC):
         """
         return [], []
 
-    def reads(self, artifact: Path) -> bool:
-        """Return whether this is an artifact of the format that can be verified without a bundle."""
-        return False
+    def probe(self, artifact: Path) -> Probe | None:
+        """Read an artifact without a bundle and make ready to run it.
 
-    def probe(self, artifact: Path) -> Probe:
-        """Read an artifact from elsewhere and make ready to run it.
+        Returns:
+            ``None`` for what is no artifact of this format, or cannot be verified without a bundle.
 
         Raises:
             QCompileError: It is damaged, or cannot be run here.
         """
-        raise NotImplementedError
+        return None
 
     def inputs(self, graph: Graph) -> tuple[TensorInfo, ...]:
         """Return the artifact's inputs; the graph's own unless the format has other names or dtypes."""

@@ -1,7 +1,8 @@
-"""The quantized graph, run on the engine's own codes: each op is judged alone (docs/decisions/002)."""
+"""Error engine, value by value, on the engine's own values: each op is judged alone (docs/decisions/002)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,22 +39,37 @@ class ForcedRun(ConstantReader):
 
 
 def code_row(name: str, expected: Tensor, found: Tensor) -> dict[str, Any]:
-    """Return how codes differ: share and size."""
+    """Return how codes differ: share, and by how many at most."""
     distance = (expected.to(torch.int32) - found.to(torch.int32)).abs()
-    differing = float((distance != 0).double().mean()) if distance.numel() else 0.0
-    largest = int(distance.max()) if distance.numel() else 0
-    row = {"name": name, "values": distance.numel(), "differing": differing}
-    return {**row, "largest": largest, "sqnr_db": None}
+    return {**row(name, distance), "largest": int(distance.max()) if distance.numel() else 0}
 
 
 def float_row(name: str, expected: Tensor, found: Tensor) -> dict[str, Any]:
-    """Return how float values differ."""
-    difference = (expected.double() - found.double()).abs()
-    quality = sqnr_db([(expected, found)])
+    """Return how float values differ; what is infinite or NaN in both alike is equal.
+
+    -1000 dB stands for another shape, an infinity or NaN in one of them only, or anything for zeros.
+    """
+    expected, found = expected.double(), found.double()
+    if found.shape != expected.shape:
+        return {**row(name, torch.full_like(expected, math.inf)), "sqnr_db": -1000.0}
+    same = (expected == found) | (expected.isnan() & found.isnan())
+    alike = same & ~expected.isfinite()
+    expected, found = expected.where(~alike, 0.0), found.where(~alike, 0.0)
+    measured = row(name, (expected - found).abs())
+    if measured["differing"]:
+        both_finite = bool(expected.isfinite().all() and found.isfinite().all())
+        quality = sqnr_db([(expected, found)]) if both_finite else None
+        measured["sqnr_db"] = -1000.0 if quality is None else quality
+    return measured
+
+
+def row(name: str, difference: Tensor) -> dict[str, Any]:
+    """Return one line of error engine: how many values, which share differs, and by how much at most."""
+    count = difference.numel()
     return {
         "name": name,
-        "values": found.numel(),
-        "differing": float((difference != 0).double().mean()),
-        "largest": float(difference.max()),
-        "sqnr_db": None if quality is None or quality == float("inf") else quality,
+        "values": count,
+        "differing": float((difference != 0).double().mean()) if count else 0.0,
+        "largest": float(difference.max()) if count else 0.0,
+        "sqnr_db": None,
     }

@@ -144,7 +144,7 @@ def build(
     quality.check_options(source, options.max_drop, options.evaluate)
     _check_names(source, options.keep_float)
     target.emitter.check_machine(target.device)
-    target.emitter.check(source.graph)
+    target.emitter.check(source.graph, target.device)
     with _one_thread_per_op(), write.staged(folder) as stage:
         with work.stage("calibration data"):
             work.samples = calibration_samples(source, target, options)

@@ -56,8 +56,10 @@ def verify(
         BundleError: The bundle is incomplete or was changed.
         ModelError: The model cannot be loaded, or its inputs are not the bundle's.
     """
-    if (emitter := _reader(folder)) is not None:
-        return _foreign(emitter, folder, against, min_sqnr)
+    if not (folder / manifests.FILE).is_file():
+        for emitter in map(find_emitter, emitter_names()):
+            if (probe := emitter.probe(folder)) is not None:
+                return _foreign(emitter, probe, folder, against, min_sqnr)
     session = open_session(folder)
     count = len(session.manifest.files)
     checks = [Check("files", True, f"{count} files as in the manifest", "sizes and sha256")]
@@ -88,18 +90,10 @@ def open_session(folder: Path) -> Session:
     return Session(folder, engine=engine)
 
 
-def _reader(path: Path) -> Emitter | None:
-    """Return the format of an artifact that lies there without a bundle."""
-    if (path / manifests.FILE).is_file():
-        return None
-    return next((e for e in map(find_emitter, emitter_names()) if e.reads(path)), None)
-
-
 def _foreign(
-    emitter: Emitter, artifact: Path, against: str | None, min_sqnr: float | None
+    emitter: Emitter, probe: Probe, artifact: Path, against: str | None, min_sqnr: float | None
 ) -> list[Check]:
     """Check an artifact that qcompile need not have written."""
-    probe = emitter.probe(artifact)
     checks = [Check(name, True, text, "") for name, text in probe.checks]
     if against is not None:
         return checks + _foreign_against(emitter, probe, artifact, against, min_sqnr)

@@ -66,7 +66,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
         QCompileError: As the build would.
     """
     target = options.resolve()
-    target.emitter.check(source.graph)
+    target.emitter.check(source.graph, target.device)
     graph = source.graph.copy()
     passes = float_pipeline()
     base.run(graph, passes, base.RunOptions(check=False))

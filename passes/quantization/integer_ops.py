@@ -5,7 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qcompile.compiler.ir.ops import aten
+
 Op = Any
+MOVES: frozenset[Op] = frozenset(
+    {
+        aten.flatten.using_ints,
+        aten.view.default,
+        aten.reshape.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.max_pool2d.default,
+    }
+)
+"""What moves or selects codes as it does values, in every engine so far."""
 
 
 @dataclass(frozen=True)

@@ -7,27 +7,13 @@ fast path of the Neural Engine of A17 Pro and M4 in convolutions and linear laye
 from __future__ import annotations
 
 from qcompile.compiler.ir.ops import aten
-from qcompile.passes.quantization.integer_ops import IntegerOps
+from qcompile.passes.quantization.integer_ops import MOVES, IntegerOps
 
 INTEGER_OPS = IntegerOps(
     layers=frozenset({aten.conv1d.default, aten.conv2d.default, aten.linear.default}),
     needs_output=frozenset(),
     arithmetic=frozenset(),
     products=frozenset(),
-    moves=frozenset(
-        {
-            aten.flatten.using_ints,
-            aten.view.default,
-            aten.reshape.default,
-            aten.permute.default,
-            aten.transpose.int,
-            aten.squeeze.dim,
-            aten.squeeze.dims,
-            aten.unsqueeze.default,
-            aten.slice.Tensor,
-            aten.select.int,
-            aten.max_pool2d.default,
-        }
-    ),
+    moves=MOVES,
     unit_range=frozenset({aten.sigmoid.default, aten.softmax.int}),
 )

@@ -23,7 +23,6 @@ from torch import Tensor, fx
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.interpret import ConstantReader
 from qcompile.compiler.ir.ops import QUANTIZE, WEIGHT_DECODERS
-from qcompile.passes.quantization.records import sqnr_db
 from qcompile.targets.base import Emitted
 from qcompile.targets.coreml.lowering import TABLE
 from qcompile.targets.coreml.names import plain_name
@@ -31,6 +30,7 @@ from qcompile.targets.coreml.recurrent import GATES
 from qcompile.targets.coreml.reference.interpreter import Interpreter
 from qcompile.targets.coreml.reference.package import read_package
 from qcompile.targets.coreml.session import output_tensors
+from qcompile.targets.forced import code_row, float_row, row
 
 LIMIT_DB = {16: 50.0, 32: 90.0}
 """By the bits of floats in the program; see above."""
@@ -80,7 +80,7 @@ def engine_errors(
     with torch.no_grad():
         outputs = run.run(*(given[name] for name in graph.inputs))
     for name, expected, value in zip(graph.outputs, outputs, found, strict=True):
-        run.rows.append(_float_row(name, expected, value, limit))
+        run.rows.append({**float_row(name, expected, value), "limit_db": limit})
     return run.rows
 
 
@@ -128,9 +128,10 @@ class _Forced(ConstantReader):
         if found is None or found.shape != value.shape:
             return value
         if n.target == QUANTIZE:
-            self.rows.append(_code_row(n, value, found))
+            assert isinstance(n.args[0], fx.Node)
+            self.rows.append(code_row(n.args[0].name, value, found))
         elif value.is_floating_point():
-            self.rows.append(_float_row(n.name, value, found, self.limit_db))
+            self.rows.append({**float_row(n.name, value, found), "limit_db": self.limit_db})
         return found.to(value.dtype)
 
     def _weight(self, node: fx.Node, value: Tensor) -> dict[str, Any]:
@@ -147,13 +148,6 @@ def _is_weight(node: fx.Node) -> bool:
     return node.target in WEIGHT_DECODERS and isinstance(codes, fx.Node) and codes.op == "get_attr"
 
 
-def _code_row(node: fx.Node, value: Tensor, found: Tensor) -> dict[str, Any]:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    distance = (value.to(torch.int32) - found.to(torch.int32)).abs()
-    return _row(source.name, distance, None)
-
-
 def _weight_row(node: fx.Node, value: Tensor, found: Tensor | None) -> dict[str, Any]:
     """Compare a decoded weight; one that is not in the package differs in every value."""
     codes = node.args[0]
@@ -162,31 +156,4 @@ def _weight_row(node: fx.Node, value: Tensor, found: Tensor | None) -> dict[str,
         difference = torch.full_like(value, math.inf)
     else:  # a palette's table has the palette's rank
         difference = (value - found.float().reshape(value.shape)).abs()
-    return {**_row(str(codes.target), difference, None), "exact": True}
-
-
-def _float_row(name: str, expected: Tensor, found: Tensor, limit_db: float) -> dict[str, Any]:
-    expected, found = expected.double(), found.double()
-    if found.shape != expected.shape:
-        other = torch.full_like(expected, math.inf)
-        return {**_row(name, other, -1000.0), "limit_db": limit_db}
-    same = (expected == found) | (expected.isnan() & found.isnan())
-    alike = same & ~expected.isfinite()
-    expected, found = expected.where(~alike, 0.0), found.where(~alike, 0.0)
-    row = _row(name, (expected - found).abs(), None)
-    if row["differing"]:
-        both_finite = bool(expected.isfinite().all() and found.isfinite().all())
-        quality = sqnr_db([(expected, found)]) if both_finite else None
-        row["sqnr_db"] = -1000.0 if quality is None else quality
-    return {**row, "limit_db": limit_db}
-
-
-def _row(name: str, difference: Tensor, quality: float | None) -> dict[str, Any]:
-    count = difference.numel()
-    return {
-        "name": name,
-        "values": count,
-        "differing": float((difference != 0).double().mean()) if count else 0.0,
-        "largest": float(difference.max()) if count else 0.0,
-        "sqnr_db": quality,
-    }
+    return {**row(str(codes.target), difference), "exact": True}

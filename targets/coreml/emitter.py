@@ -5,22 +5,17 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import Pass
-from qcompile.passes.graph.absorb_high_bias import AbsorbHighBias
-from qcompile.passes.graph.cross_layer_equalization import CrossLayerEqualization
 from qcompile.passes.graph.eliminate_dead_code import EliminateDeadCode
 from qcompile.passes.graph.fold_activation import FoldActivation
 from qcompile.passes.graph.round_constants_to_half import RoundConstantsToHalf
-from qcompile.passes.quantization.insert_observers import InsertObservers
-from qcompile.passes.quantization.quantize import Quantize
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
@@ -51,6 +46,7 @@ from qcompile.targets.coreml.swift import write_swift_package
 from qcompile.targets.coreml.tools import load_coremltools
 from qcompile.targets.coreml.write import write_package
 from qcompile.targets.device import Device
+from qcompile.targets.integer_scheme import equalized, quantized
 from qcompile.targets.plans import NodePlan, Probe, UnitPlan
 
 ARTIFACT = "model.mlpackage"
@@ -70,15 +66,12 @@ class CoremlEmitter(Emitter):
     description = "Core ML ML Programs for Apple Silicon"
     bare_device = "apple-m1"
 
-    def precisions(self, device: Device) -> Sequence[str]:
-        return tuple(device.facts(self.name))
-
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
     ) -> Scheme:
         return precisions.scheme(precision, device, options)
 
-    def check(self, graph: Graph) -> None:
+    def check(self, graph: Graph, device: Device) -> None:
         load_coremltools()
         features.refuse_misfits(graph)
         planning.refuse_unsupported(graph)
@@ -93,31 +86,14 @@ class CoremlEmitter(Emitter):
             last = [RoundConstantsToHalf(), *last]
         if scheme.weight is None:
             return last
-        assert recipe.samples is not None
         first: list[Pass] = []
         if scheme.activation is not None:
-            assert isinstance(scheme.weight, QuantSpec)
-            first = [
-                CrossLayerEqualization(recipe.samples, scheme.weight, scheme.activation),
-                AbsorbHighBias(recipe.samples),  # after equalization: it compares across channels
-            ]
+            first = equalized(recipe)
             last = [FoldActivation(), *last]  # needs the final ranges
-        return [
-            *first,
-            QuantizeStoredWeights(
-                recipe.log, keep_float=recipe.keep_float, weight=scheme.weight, whole_table=True
-            ),
-            InsertObservers(INTEGER_OPS, scheme.activation, scheme.weight, recipe.keep_float),
-            Quantize(
-                recipe.samples,
-                recipe.log,
-                recipe.rounding,
-                INTEGER_OPS.unit_range,
-                max_bytes=recipe.max_bytes,
-                on_progress=recipe.on_progress,
-            ),
-            *last,
-        ]
+        stored = QuantizeStoredWeights(
+            recipe.log, keep_float=recipe.keep_float, weight=scheme.weight, whole_table=True
+        )
+        return [*first, stored, *quantized(recipe, INTEGER_OPS), *last]
 
     def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
         opset = deployment.opset(order.device)
@@ -162,11 +138,8 @@ class CoremlEmitter(Emitter):
     def inspect(self, artifact: Path, device: Device) -> tuple[list[UnitPlan], list[str]]:
         return foreign.predicted_units(read_package(artifact), device)
 
-    def reads(self, artifact: Path) -> bool:
-        return artifact.suffix == ".mlpackage"
-
-    def probe(self, artifact: Path) -> Probe:
-        return foreign.probe(artifact)
+    def probe(self, artifact: Path) -> Probe | None:
+        return foreign.probe(artifact) if artifact.suffix == ".mlpackage" else None
 
     def inputs(self, graph: Graph) -> tuple[TensorInfo, ...]:
         return features.inputs(graph)

@@ -7,7 +7,7 @@ the optimized graph.
 from __future__ import annotations
 
 from qcompile.compiler.ir.ops import aten
-from qcompile.passes.quantization.integer_ops import IntegerOps
+from qcompile.passes.quantization.integer_ops import MOVES, IntegerOps
 
 INTEGER_OPS = IntegerOps(
     layers=frozenset({aten.conv1d.default, aten.conv2d.default, aten.linear.default}),
@@ -25,23 +25,7 @@ INTEGER_OPS = IntegerOps(
         }
     ),
     products=frozenset({aten.matmul.default, aten.bmm.default}),
-    moves=frozenset(
-        {
-            aten.flatten.using_ints,
-            aten.view.default,
-            aten.reshape.default,
-            aten.permute.default,
-            aten.transpose.int,
-            aten.squeeze.dim,
-            aten.squeeze.dims,
-            aten.unsqueeze.default,
-            aten.slice.Tensor,
-            aten.select.int,
-            aten.max_pool2d.default,
-            aten.constant_pad_nd.default,
-            aten.upsample_nearest2d.vec,
-        }
-    ),
+    moves=MOVES | {aten.constant_pad_nd.default, aten.upsample_nearest2d.vec},
     unit_range=frozenset({aten.sigmoid.default, aten.softmax.int}),
 )
 

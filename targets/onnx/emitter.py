@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import fx
 
-from qcompile.compiler.ir.errors import MissingPackageError, TargetError
+from qcompile.compiler.ir.errors import MissingPackageError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.quant import Granularity, QuantSpec
+from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import Pass
-from qcompile.passes.graph.absorb_high_bias import AbsorbHighBias
 from qcompile.passes.graph.convert_to_half import ConvertToHalf
-from qcompile.passes.graph.cross_layer_equalization import CrossLayerEqualization
 from qcompile.passes.graph.decompose_attention import DecomposeAttention
 from qcompile.passes.graph.eliminate_dead_code import EliminateDeadCode
 from qcompile.passes.graph.flatten_linear import FlattenLinear
 from qcompile.passes.graph.fold_activation import FoldActivation
 from qcompile.passes.graph.fold_scaling import FoldScaling
 from qcompile.passes.graph.use_integer_hard_swish import UseIntegerHardSwish
-from qcompile.passes.quantization.insert_observers import InsertObservers
-from qcompile.passes.quantization.quantize import Quantize
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.targets.base import (
     DEFAULT_WEIGHTS,
@@ -35,6 +31,7 @@ from qcompile.targets.base import (
     WeightOptions,
 )
 from qcompile.targets.device import Device
+from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
 from qcompile.targets.onnx import compare, optimized, planning
 from qcompile.targets.onnx.capabilities import INTEGER_OPS
 from qcompile.targets.onnx.export import export
@@ -58,9 +55,6 @@ class OnnxEmitter(Emitter):
     name = "onnx"
     description = "ONNX for ONNX Runtime on CPUs"
 
-    def precisions(self, device: Device) -> Sequence[str]:
-        return tuple(device.facts(self.name))
-
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
     ) -> Scheme:
@@ -69,28 +63,20 @@ class OnnxEmitter(Emitter):
         x86 multiplies uint8 by int8; without VNNI or AMX it adds pairs in 16 bits, which 7-bit weights
         cannot overflow. Arm multiplies int8 by int8.
         """
-        if options.granularity == "per-group" or options.group_size or options.channel_scales:
-            raise TargetError(
-                f"{precision} in onnx has scales per channel or per tensor: "
-                "use --granularity per-channel or per-tensor, without groups or channel scales"
-            )
-        per_tensor = options.granularity == "per-tensor"
+        refuse_groups(self.name, precision, options)
         if precision in ("fp32", "fp16"):
             return Scheme(precision, None, None, int(precision[2:]))
         sums_in_16_bits = device.arch == "x86_64" and not any(
             feature in device.isa for feature in ("avx512vnni", "avxvnni", "amx-int8")
         )
-        weight = QuantSpec(
-            bits=7 if sums_in_16_bits and precision == "int8" else 8,
-            granularity=Granularity.PER_TENSOR if per_tensor else Granularity.PER_CHANNEL,
-            axis=None if per_tensor else 0,
-        )
+        bits = 7 if sums_in_16_bits and precision == "int8" else 8
+        weight = integer_weight(bits, options)
         if precision == "w8a16":
             return Scheme(precision, weight, None)
         signed = device.arch == "aarch64"
         return Scheme(precision, weight, QuantSpec(signed=signed, symmetric=False))
 
-    def check(self, graph: Graph) -> None:
+    def check(self, graph: Graph, device: Device) -> None:
         for package in _PACKAGES:
             try:
                 importlib.metadata.version(package)
@@ -105,33 +91,16 @@ class OnnxEmitter(Emitter):
         scheme = recipe.scheme
         if scheme.weight is None:
             return [ConvertToHalf()] if scheme.float_bits == 16 else []
-        assert recipe.samples is not None
-        quantize = Quantize(
-            recipe.samples,
-            recipe.log,
-            recipe.rounding,
-            INTEGER_OPS.unit_range,
-            max_bytes=recipe.max_bytes,
-            on_progress=recipe.on_progress,
-        )
-        observers = InsertObservers(
-            INTEGER_OPS, scheme.activation, scheme.weight, recipe.keep_float
-        )
         stored = QuantizeStoredWeights(recipe.log, keep_float=recipe.keep_float)
         if scheme.activation is None:
-            return [stored, observers, quantize, EliminateDeadCode()]
-        assert isinstance(scheme.weight, QuantSpec)
+            return [stored, *quantized(recipe, INTEGER_OPS), EliminateDeadCode()]
         return [
             DecomposeAttention(),  # its products and softmax have integer kernels, attention has none
-            CrossLayerEqualization(recipe.samples, scheme.weight, scheme.activation),
-            AbsorbHighBias(
-                recipe.samples
-            ),  # after equalization: ranges are compared across channels
+            *equalized(recipe),
             stored,
             FlattenLinear(),
             UseIntegerHardSwish(signed=scheme.activation.signed),
-            observers,
-            quantize,
+            *quantized(recipe, INTEGER_OPS),
             FoldActivation(),  # needs the final ranges
             FoldScaling(),
             EliminateDeadCode(),

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.ops import aten
-from qcompile.passes.quantization.integer_ops import IntegerOps
+from qcompile.passes.quantization.integer_ops import MOVES, IntegerOps
 
 UNARY = frozenset(
     {
@@ -30,21 +30,7 @@ INTEGER_OPS = IntegerOps(
         {aten.add.Tensor, aten.cat.default, aten.adaptive_avg_pool2d.default, *UNARY}
     ),
     products=frozenset(),
-    moves=frozenset(
-        {
-            aten.flatten.using_ints,
-            aten.view.default,
-            aten.reshape.default,
-            aten.permute.default,
-            aten.transpose.int,
-            aten.squeeze.dim,
-            aten.squeeze.dims,
-            aten.unsqueeze.default,
-            aten.slice.Tensor,
-            aten.select.int,
-            aten.max_pool2d.default,
-        }
-    ),
+    moves=MOVES,
     unit_range=frozenset({aten.sigmoid.default, aten.hardsigmoid.default}),
 )
 

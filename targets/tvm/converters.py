@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,97 +52,65 @@ class Converters:
 
     def _call(self, importer: Any, node: fx.Node, kernel: Any, *arguments: Any) -> Any:
         """Emit a call of a kernel that gives the node's value."""
-        from tvm import relax
-
         name = str(node.target).split(".")[1]
-        function = importer.block_builder.add_func(kernel, name)
-        first = arguments[0].ty.shape
-        shape = relax.ShapeExpr([first[0], *(int(s) for s in node.meta["val"].shape[1:])])
-        dtype = str(node.meta["val"].dtype).removeprefix("torch.")
-        info = relax.TensorType(shape, dtype)
-        return importer.block_builder.emit(relax.call_tir(function, list(arguments), info))
+        return _emit_call(importer, name, kernel, arguments, _sizes(node), _dtype(node))
 
     def _conv(self, node: fx.Node, importer: Any) -> Any:
-        x, weight, multiplier, offset, stride, padding, groups, zero, low, high, dtype = _arguments(
-            node
-        )
-        kernel: Tensor = self.constants(weight)
-        window = _window(node, kernel, stride, padding)
-        codes = Codes(str(dtype), int(low), int(high))
-        factors = [self.constants(f).numpy() for f in (multiplier, offset)]
-        build, pack, pad = _layer(groups, self.instructions)
-        function = build(window, self.instructions, int(zero), codes)
-        return self._layer_call(
-            node, importer, importer.env[x], function, kernel, factors, pack, pad
-        )
+        x, weight, multiplier, offset, stride, padding, groups, *zero_and_codes = _arguments(node)
+        kernel = self.constants(weight)
+        rows, columns = kernel.shape[2:]
+        size = _sizes(x)[:2], _sizes(x)[2], len(kernel)
+        window = Window(*size, (rows, columns), tuple(stride), tuple(padding))
+        layer = _Layer(window, groups != 1, self.instructions, *_zero_and_codes(zero_and_codes))
+        constants = layer.constants(kernel, *map(self.constants, (multiplier, offset)))
+        return self._call(importer, node, layer.kernel(), importer.env[x], *constants)
 
     def _linear(self, node: fx.Node, importer: Any) -> Any:
+        """Return a product of matrices: a pointwise convolution of images of one pixel."""
         from tvm import relax
 
-        x, weight, multiplier, offset, zero, low, high, dtype = _arguments(node)
+        x, weight, multiplier, offset, *zero_and_codes = _arguments(node)
         kernel = self.constants(weight)[:, :, None, None]
         features, channels = kernel.shape[:2]
         window = Window((1, 1), channels, features)
-        codes = Codes(str(dtype), int(low), int(high))
-        factors = [self.constants(f).numpy() for f in (multiplier, offset)]
-        function = conv.conv(window, self.instructions, int(zero), codes)
-        build = importer.block_builder
-        rows = importer.env[x].ty.shape[0]
-        image = build.emit(relax.op.reshape(importer.env[x], (rows, 1, 1, channels)))
-        _, pack, pad = _layer(1, self.instructions)
-        name = build.add_func(function, "integer_linear")
-        info = relax.TensorType(relax.ShapeExpr([rows, 1, 1, features]), str(dtype))
-        constants = _constants(kernel, int(zero), factors, pack, pad)
-        found = build.emit(relax.call_tir(name, [image, *constants], info))
-        return build.emit(relax.op.reshape(found, (rows, features)))
-
-    def _layer_call(
-        self, node: fx.Node, importer: Any, x: Any, function: Any, kernel: Tensor, factors: Any,
-        pack: Any, pad: Any,
-    ) -> Any:  # fmt: skip
-        zero_point = int(_arguments(node)[7])
-        constants = _constants(kernel, zero_point, factors, pack, pad)
-        return self._call(importer, node, function, x, *constants)
+        layer = _Layer(window, False, self.instructions, *_zero_and_codes(zero_and_codes))
+        constants = layer.constants(kernel, *map(self.constants, (multiplier, offset)))
+        emit, rows = importer.block_builder.emit, importer.env[x].ty.shape[0]
+        image = emit(relax.op.reshape(importer.env[x], (rows, 1, 1, channels)))
+        given, sizes = (image, *constants), (1, 1, features)
+        found = _emit_call(importer, "integer_linear", layer.kernel(), given, sizes, _dtype(node))
+        return emit(relax.op.reshape(found, (rows, features)))
 
     def _add(self, node: fx.Node, importer: Any) -> Any:
         a, b, scale_a, scale_b, offset, low, high, dtype = _arguments(node)
         dtypes = _dtype(a), _dtype(b)
-        codes = Codes(str(dtype), int(low), int(high))
-        shape = [int(s) for s in node.meta["val"].shape[1:]]
-        kernel = elementwise.add(shape, dtypes, (scale_a, scale_b), offset, codes)
+        codes = Codes(dtype, low, high)
+        kernel = elementwise.add(_sizes(node), dtypes, (scale_a, scale_b), offset, codes)
         return self._call(importer, node, kernel, importer.env[a], importer.env[b])
 
     def _table(self, node: fx.Node, importer: Any) -> Any:
         x, entries = _arguments(node)
-        shape = [int(s) for s in node.meta["val"].shape[1:]]
-        kernel = elementwise.table(shape, _dtype(x), _dtype(entries))
+        kernel = elementwise.table(_sizes(node), _dtype(x), _dtype(entries))
         constant = _constant(self.constants(entries).numpy())
         return self._call(importer, node, kernel, importer.env[x], constant)
 
     def _average(self, node: fx.Node, importer: Any) -> Any:
         x, multiplier, offset, low, high, dtype = _arguments(node)
-        assert isinstance(x, fx.Node)
-        codes = Codes(str(dtype), int(low), int(high))
-        height, width, channels = (int(s) for s in x.meta["val"].shape[1:])
-        size = height, width, channels
-        kernel = pool.global_average(size, self.instructions, multiplier, offset, codes)
+        codes = Codes(dtype, low, high)
+        kernel = pool.global_average(_sizes(x), self.instructions, multiplier, offset, codes)
         return self._call(importer, node, kernel, importer.env[x])
 
     def _max_pool(self, node: fx.Node, importer: Any) -> Any:
         x, size, stride, padding, low, high = _arguments(node)
-        assert isinstance(x, fx.Node)
-        height, width, channels = (int(s) for s in x.meta["val"].shape[1:])
-        window = Window((height, width), channels, channels, *map(tuple, (size, stride, padding)))
-        codes = Codes(_dtype(x), int(low), int(high))
-        kernel = pool.maximum(window, self.instructions, codes)
+        channels = _sizes(x)[2]
+        window = Window(_sizes(x)[:2], channels, channels, *map(tuple, (size, stride, padding)))
+        kernel = pool.maximum(window, self.instructions, Codes(_dtype(x), low, high))
         return self._call(importer, node, kernel, importer.env[x])
 
     def _quantize_last(self, node: fx.Node, importer: Any) -> Any:
         x, scale, zero_point, low, high, dtype = _arguments(node)
-        assert isinstance(x, fx.Node)
-        shape = [int(s) for s in x.meta["val"].shape[1:]]
-        codes = Codes(str(dtype), int(low), int(high))
-        kernel = elementwise.quantize_channels_last(shape, scale, zero_point, codes)
+        codes = Codes(dtype, low, high)
+        kernel = elementwise.quantize_channels_last(_sizes(x), scale, zero_point, codes)
         return self._call(importer, node, kernel, importer.env[x])
 
     def _select(self, node: fx.Node, importer: Any) -> Any:
@@ -181,7 +150,6 @@ class Converters:
 
         x, scale, zero_point, axis = _arguments(node)[:4]
         op, emit = relax.op, importer.block_builder.emit
-        assert isinstance(x, fx.Node)
         rank = x.meta["val"].dim()
         shape = [-1 if i == axis else 1 for i in range(rank)]
         zeros = self.constants(zero_point).float().reshape(shape).numpy()
@@ -205,28 +173,53 @@ def _constant(values: Any) -> Any:
     return relax.const(np.ascontiguousarray(values))
 
 
-def _window(node: fx.Node, kernel: Tensor, stride: Any, padding: Any) -> Window:
-    x = node.args[0]
-    assert isinstance(x, fx.Node)
-    height, width, channels = (int(s) for s in x.meta["val"].shape[1:])
-    rows, columns = (int(s) for s in kernel.shape[2:])
-    size = rows, columns
-    return Window((height, width), channels, kernel.shape[0], size, tuple(stride), tuple(padding))
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution's kernel, and its constants as the kernel takes them."""
+
+    window: Window
+    is_depthwise: bool
+    instructions: Instructions
+    zero_point: int
+    codes: Codes
+
+    def kernel(self) -> Any:
+        build = depthwise.depthwise if self.is_depthwise else conv.conv
+        return build(self.window, self.instructions, self.zero_point, self.codes)
+
+    def constants(self, kernel: Tensor, multiplier: Tensor, offset: Tensor) -> list[Any]:
+        weight = kernel.numpy()
+        sums = (-self.zero_point * weight.astype(np.int64).sum((1, 2, 3))).astype(np.int32)
+        numbers = [sums, multiplier.numpy(), offset.numpy()]
+        if self.is_depthwise:
+            return [_constant(v) for v in (depthwise.pack(weight), *numbers)]
+        padded = [conv.pad_features(v, self.instructions) for v in numbers]
+        return [_constant(v) for v in (conv.pack(weight, self.instructions), *padded)]
 
 
-def _layer(groups: Any, instructions: Instructions) -> tuple[Any, Any, Any]:
-    """Return the kernel of a convolution, how its weights are packed, and how its numbers are padded."""
-    if groups == 1:
-        return (
-            conv.conv,
-            lambda w: conv.pack(w, instructions),
-            lambda v: conv.pad_features(v, instructions),
-        )
-    return depthwise.depthwise, depthwise.pack, lambda v: v
+def _zero_and_codes(arguments: Sequence[Any]) -> tuple[int, Codes]:
+    """Return what ``zero_point, low, high, dtype`` mean."""
+    zero_point, low, high, dtype = arguments
+    return zero_point, Codes(dtype, low, high)
 
 
-def _constants(kernel: Tensor, zero_point: int, factors: Any, pack: Any, pad: Any) -> list[Any]:
-    """Return the constants of a layer as its kernel takes them."""
-    weight = kernel.numpy()
-    sums = (-zero_point * weight.astype(np.int64).sum((1, 2, 3))).astype(np.int32)
-    return [_constant(pack(weight)), *(_constant(pad(v)) for v in (sums, *factors))]
+def _emit_call(
+    importer: Any,
+    name: str,
+    kernel: Any,
+    arguments: Sequence[Any],
+    sizes: Sequence[int],
+    dtype: str,
+) -> Any:
+    """Emit a call of a kernel whose result is ``[batch, *sizes]``."""
+    from tvm import relax
+
+    build = importer.block_builder
+    batch = arguments[0].ty.shape[0]
+    result = relax.TensorType(relax.ShapeExpr([batch, *sizes]), dtype)
+    return build.emit(relax.call_tir(build.add_func(kernel, name), list(arguments), result))
+
+
+def _sizes(node: fx.Node) -> tuple[Any, ...]:
+    """Return the sizes of a value but for the batch."""
+    return tuple(int(size) for size in node.meta["val"].shape[1:])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.quant import Granularity, QuantSpec
+from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import Pass
-from qcompile.passes.graph.absorb_high_bias import AbsorbHighBias
-from qcompile.passes.graph.cross_layer_equalization import CrossLayerEqualization
 from qcompile.passes.graph.decompose_attention import DecomposeAttention
 from qcompile.passes.graph.eliminate_dead_code import EliminateDeadCode
 from qcompile.passes.graph.flatten_linear import FlattenLinear
 from qcompile.passes.graph.fold_activation import FoldActivation
 from qcompile.passes.graph.fold_scaling import FoldScaling
-from qcompile.passes.quantization.insert_observers import InsertObservers
-from qcompile.passes.quantization.quantize import Quantize
 from qcompile.runtime.session import Engine
 from qcompile.targets.base import (
     DEFAULT_WEIGHTS,
@@ -30,6 +26,7 @@ from qcompile.targets.base import (
     WeightOptions,
 )
 from qcompile.targets.device import Device
+from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
 from qcompile.targets.plans import NodePlan
 from qcompile.targets.tvm import libraries, native, planning, probe, program
 from qcompile.targets.tvm.capabilities import INTEGER_OPS
@@ -52,60 +49,41 @@ class TvmEmitter(Emitter):
     name = "tvm"
     description = "a library compiled by TVM, with a C++ runtime"
 
-    def precisions(self, device: Device) -> Sequence[str]:
-        return tuple(device.facts(self.name))
-
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
     ) -> Scheme:
-        if options.granularity == "per-group" or options.group_size or options.channel_scales:
-            raise TargetError(
-                f"{precision} in tvm has scales per channel or per tensor: "
-                "use --granularity per-channel or per-tensor, without groups or channel scales"
-            )
+        refuse_groups(self.name, precision, options)
         if precision == "fp32":
             return Scheme(precision, None, None, 32)
-        per_tensor = options.granularity == "per-tensor"
         instructions = Machine.of(device).instructions
-        weight = QuantSpec(
-            bits=instructions.weight_bits,
-            granularity=Granularity.PER_TENSOR if per_tensor else Granularity.PER_CHANNEL,
-            axis=None if per_tensor else 0,
-        )
+        weight = integer_weight(instructions.weight_bits, options)
         return Scheme(precision, weight, QuantSpec(signed=instructions.signed, symmetric=False))
 
     def check_machine(self, device: Device) -> None:
         load_tvm()
-        libraries.compiler(device.arch)
-        native.emulator(device.arch)
+        missing = []
+        for need in (libraries.compiler, native.emulator):
+            try:
+                need(device.arch)
+            except TargetError as error:
+                missing.append(str(error))
+        if missing:
+            raise TargetError("; ".join(missing))
 
-    def check(self, graph: Graph) -> None:
-        planning.refuse_unsupported(graph)
+    def check(self, graph: Graph, device: Device) -> None:
+        planning.refuse_unsupported(graph, Machine.of(device))
 
     def plan(self, graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
         return planning.plan(graph, scheme, device)
 
     def passes(self, recipe: Recipe) -> list[Pass]:
-        scheme = recipe.scheme
-        if scheme.weight is None:
+        if recipe.scheme.weight is None:
             return []
-        assert recipe.samples is not None
-        assert isinstance(scheme.weight, QuantSpec)
-        assert scheme.activation is not None
         return [
             DecomposeAttention(),
-            CrossLayerEqualization(recipe.samples, scheme.weight, scheme.activation),
-            AbsorbHighBias(recipe.samples),  # after equalization: it compares across channels
+            *equalized(recipe),
             FlattenLinear(),
-            InsertObservers(INTEGER_OPS, scheme.activation, scheme.weight, recipe.keep_float),
-            Quantize(
-                recipe.samples,
-                recipe.log,
-                recipe.rounding,
-                INTEGER_OPS.unit_range,
-                max_bytes=recipe.max_bytes,
-                on_progress=recipe.on_progress,
-            ),
+            *quantized(recipe, INTEGER_OPS),
             FoldActivation(),  # needs the final ranges
             FoldScaling(),
             EliminateDeadCode(),

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from qcompile.runtime.errors import BundleError
 from qcompile.runtime.sessions.tvm import Engine
-from qcompile.runtime.vectors import save_arrays
+from qcompile.runtime.vectors import read_arrays, save_arrays
 from qcompile.targets.tvm import libraries, native
 
 EMULATED = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1")
@@ -67,22 +63,13 @@ def run_emulated(
         TargetError: The emulator is not installed.
         BundleError: The program refused something, or died.
     """
-    cpu = options.get("llvm_cpu")
+    arch, cpu = str(options["arch"]), options.get("llvm_cpu")
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
-    command = native.emulator(str(options["arch"]), cpu if cpu in EMULATED else None)
+    names = [i["name"] for i in manifest["inputs"]]
     with TemporaryDirectory() as temporary:
         given, found = Path(temporary) / "inputs.npz", Path(temporary) / "outputs.npz"
-        names = [i["name"] for i in manifest["inputs"]]
         save_arrays(given, dict(zip(names, inputs, strict=True)))
-        files = ["--input", str(given), "--output", str(found), "--calls", "0"]
-        result = subprocess.run(
-            [*command, str(program / native.PROGRAM), str(bundle), *files],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode:
-            lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-            raise BundleError(f"under {command[0]}: {lines[-1].removeprefix('error: ')}")
-        with np.load(found) as arrays:
-            return [arrays[o["name"]] for o in manifest["outputs"]]
+        emulated = cpu if cpu in EMULATED else None
+        native.run_program(program, bundle, arch, given, found, cpu=emulated)
+        outputs = read_arrays(found)
+    return [outputs[o["name"]] for o in manifest["outputs"]]

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, QUANTIZE, aten
-from qcompile.targets.tvm import integer_ops as ops
+from qcompile.targets.tvm import code_ops as ops
 from qcompile.targets.tvm.capabilities import INTEGER_OPS, UNARY, conv_reason, conv_settings
 from qcompile.targets.tvm.codes import (
     TO_FIRST,

@@ -44,12 +44,7 @@ class Machine:
 
     def options(self) -> dict[str, Any]:
         """Return what the runtime must know, for the manifest."""
-        return {
-            "arch": self.arch,
-            "cpu_features": list(self.features),
-            "device": "cpu",
-            "llvm_cpu": self.cpu,
-        }
+        return {"arch": self.arch, "cpu_features": list(self.features), "llvm_cpu": self.cpu}
 
     @property
     def instructions(self) -> Instructions:

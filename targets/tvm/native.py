@@ -17,9 +17,7 @@ SHIPPED = ("CMakeLists.txt", "qcompile.hpp", "run.cpp")
 _FLAGS = ("-std=c++17", "-O2", "-s", "-Wl,--build-id=none", "-Wl,--no-as-needed")
 
 
-def build_program(
-    folder: Path, arch: str, *, cuda: bool = False, progress: Progress | None = None
-) -> None:
+def build_program(folder: Path, arch: str, *, progress: Progress | None = None) -> None:
     """Write ``run``, ``native/`` and ``lib/`` into a bundle's folder.
 
     The program is compiled once for a compiler and a version of TVM, and copied from the cache then:
@@ -28,7 +26,6 @@ def build_program(
     Args:
         folder: Of the bundle.
         arch: ``x86_64`` or ``aarch64``.
-        cuda: With the library for CUDA devices.
         progress: See ``runtime_libraries``.
 
     Raises:
@@ -36,7 +33,7 @@ def build_program(
         TargetError: A compiler is missing, or fails.
         OutputError: The cache cannot be written.
     """
-    found = libraries.runtime_libraries(arch, cuda, progress)
+    found = libraries.runtime_libraries(arch, progress)
     program = _program(arch, found)
     for name in ("lib", "native"):
         (folder / name).mkdir(exist_ok=True)
@@ -51,13 +48,14 @@ def build_program(
 
 
 def run_program(
-    folder: Path, arch: str, inputs: Path, outputs: Path, *, cpu: str | None = None
+    program: Path, bundle: Path, arch: str, inputs: Path, outputs: Path, *, cpu: str | None = None
 ) -> None:
-    """Run a bundle's program on arrays: as it is, or in an emulator for another architecture.
+    """Run a bundle on arrays with the C++ program: as it is, or in an emulator for another architecture.
 
     Args:
-        folder: Of the bundle.
-        arch: That it was built for.
+        program: Folder that holds ``run``, mostly the bundle itself.
+        bundle: Folder with ``manifest.json`` and the library.
+        arch: That both were built for.
         inputs: ``.npz`` keyed by input name, not compressed.
         outputs: The ``.npz`` that is written.
         cpu: qemu's name of the CPU to emulate, ``cortex-a72``; by default one that can do everything.
@@ -66,13 +64,15 @@ def run_program(
         TargetError: The emulator is not installed.
         BundleError: The program refused the bundle or the inputs, or died.
     """
+    before = emulator(arch, cpu)
     files = ["--input", str(inputs), "--output", str(outputs)]
-    command = [*emulator(arch, cpu), str(folder / PROGRAM), str(folder), *files, "--calls", "0"]
+    command = [*before, str(program / PROGRAM), str(bundle), *files, "--calls", "0"]
     result = subprocess.run(command, capture_output=True, check=False)
     if result.returncode:
         text = result.stderr.decode("utf-8", "replace").strip()
         lines = text.splitlines() or [f"exit code {result.returncode}"]
-        raise BundleError(f"{folder / PROGRAM} failed: {lines[-1].removeprefix('error: ')}")
+        where = f" under {before[0]}" if before else ""
+        raise BundleError(f"{PROGRAM} failed{where}: {lines[-1].removeprefix('error: ')}")
 
 
 def emulator(arch: str, cpu: str | None = None) -> list[str]:
@@ -109,7 +109,6 @@ def _program(arch: str, found: list[Path]) -> Path:
 def _compile(folder: Path, tool: str, found: list[Path]) -> None:
     ffi = libraries.package_folder("tvm_ffi")
     prefixes = [f"-ffile-prefix-map={p}=." for p in (ffi.parent, libraries.SOURCES)]
-    linked = [file for file in found if file.name in libraries.LIBRARIES]
     source = libraries.SOURCES / "run.cpp"
-    compiled: list[str | Path] = [tool, *_FLAGS, *prefixes, f"-I{ffi / 'include'}", source, *linked]
-    libraries.run_tool([*compiled, "-ldl", "-Wl,-rpath,$ORIGIN/lib", "-o", folder / PROGRAM])
+    compiled: list[str | Path] = [tool, *_FLAGS, *prefixes, f"-I{ffi / 'include'}", source, *found]
+    libraries.run_tool([*compiled, "-Wl,-rpath,$ORIGIN/lib", "-o", folder / PROGRAM])

@@ -17,20 +17,29 @@ from qcompile.targets.tvm.converters import Converters
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.tools import load_tvm
 
+REFUSALS = (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What TVM's front end raises for a model that it does not take; others are defects of ours."""
 LINK = ["-Wl,--build-id=none", "-s"]
 """Nothing that differs from run to run."""
 
 
-def relax_module(graph: Graph, machine: Machine) -> Any:
-    """Return the Relax module of a lowered graph, its weights inside.
+def decomposed(graph: Graph) -> ExportedProgram:
+    """Return a graph in Core ATen."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program: ExportedProgram = graph.exported().run_decompositions()
+    return program
+
+
+def imported(program: ExportedProgram, machine: Machine) -> Any:
+    """Return the Relax module of a decomposed program, its weights inside.
 
     Raises:
-        UnsupportedError: TVM's front end has no converter for an op.
+        UnsupportedError: TVM's front end refuses it, or cannot infer a shape.
     """
     load_tvm()
     from tvm.relax.frontend.torch import from_exported_program
 
-    program = decomposed(graph)
     converters = Converters(_Constants(program), machine).table()
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -41,19 +50,11 @@ def relax_module(graph: Graph, machine: Machine) -> Any:
                 keep_params_as_input=False,
                 run_ep_decomposition=False,
             )
-    except Exception as error:  # TVM's own errors have no common base but this
+    except REFUSALS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UnsupportedError(
             f"TVM cannot import this model: {reason}; use --format onnx, or fix its free axes"
         ) from error
-
-
-def decomposed(graph: Graph) -> ExportedProgram:
-    """Return a graph in Core ATen."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        program: ExportedProgram = graph.exported().run_decompositions()
-    return program
 
 
 class _Constants:
@@ -85,5 +86,5 @@ def build_library(graph: Graph, machine: Machine, file: Path) -> None:
     """
     tvm = load_tvm()
     compiler = libraries.compiler(machine.arch)
-    executable = tvm.compile(relax_module(graph, machine), machine.target())
+    executable = tvm.compile(imported(decomposed(graph), machine), machine.target())
     executable.export_library(str(file), cc=compiler, options=LINK)

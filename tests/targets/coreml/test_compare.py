@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import DEQUANTIZE_BLOCKWISE, aten
 from qcompile.targets.coreml import emitter
-from qcompile.targets.coreml.compare import LIMIT_DB, _float_row
+from qcompile.targets.coreml.compare import LIMIT_DB
 from qcompile.targets.coreml.emitter import EMITTER
 from qcompile.targets.coreml.reference.program import Stored
 
@@ -146,30 +146,6 @@ def test_an_output_of_another_shape_is_reported(
     gate = emission.gate()
     assert not gate["passed"]
     assert "first output: by up to inf, 100.00 % of its values" in gate["message"]
-
-
-def row(expected: list[float], found: list[float]) -> dict[str, Any]:
-    return _float_row("x", torch.tensor(expected), torch.tensor(found), 50.0)
-
-
-def test_what_is_not_finite_and_alike_does_not_count() -> None:
-    values = [1.0, math.inf, -math.inf, math.nan]
-    assert row(values, values)["differing"] == 0
-    assert row(values, values)["sqnr_db"] is None
-    near = row(values, [1.001, *values[1:]])
-    assert near["sqnr_db"] == pytest.approx(60, abs=0.1)
-    assert near["differing"] == 0.25
-
-
-@pytest.mark.parametrize("found", [math.inf, -math.inf, math.nan])
-def test_what_is_not_finite_in_one_of_both_fails(found: float) -> None:
-    assert row([1.0, 2.0], [1.0, found])["sqnr_db"] == -1000
-    assert row([1.0, found], [1.0, 2.0])["sqnr_db"] == -1000
-    assert row([math.inf, 1.0], [-math.inf, 1.0])["sqnr_db"] == -1000
-
-
-def test_what_is_found_where_zero_is_expected_fails() -> None:
-    assert row([0.0, 0.0], [0.0, 1e-3])["sqnr_db"] == -1000
 
 
 def test_each_value_is_judged_on_the_packages_own(emit: Emit) -> None:

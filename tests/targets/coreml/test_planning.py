@@ -101,9 +101,9 @@ def test_labels_that_do_not_belong_to_the_output() -> None:
     with pytest.raises(
         UnsupportedError, match=r"names 2 classes, .* shape \[1, 2\]; it has output"
     ):
-        EMITTER.check(graph)
+        EMITTER.check(graph, load_device("apple-m2"))
     graph.interface = Interface(labels=("a", "b", "c"))
-    EMITTER.check(graph)
+    EMITTER.check(graph, load_device("apple-m2"))
 
 
 @pytest.mark.parametrize(

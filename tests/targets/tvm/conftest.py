@@ -84,7 +84,7 @@ def make_bundle() -> MakeBundle:
             save_arrays(folder / "vectors" / f"{file}.npz", arrays)
         manifest = Manifest(
             *("tiny", "cpu", "tvm", "fp32", "model.so"),
-            {"name": "tvm", "options": {"cpu_features": [], "device": "cpu"}},
+            {"name": "tvm", "options": {"cpu_features": []}},
             *(_infos(inputs, batch), _infos(outputs, batch), {"model.so": info}),
             parity={"vectors_min_sqnr_db": 100.0},
         )

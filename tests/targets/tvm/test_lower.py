@@ -23,7 +23,7 @@ from qcompile.passes.quantization.records import QuantizationLog, sqnr_db
 from qcompile.targets.base import Recipe, WeightOptions
 from qcompile.targets.device import load_device
 from qcompile.targets.forced import ForcedRun
-from qcompile.targets.tvm import integer_ops as ops
+from qcompile.targets.tvm import code_ops as ops
 from qcompile.targets.tvm import planning
 from qcompile.targets.tvm.codes import TO_FIRST
 from qcompile.targets.tvm.emitter import EMITTER

@@ -27,7 +27,9 @@ def run(bundle: Path, *options: str) -> tuple[int, str, str]:
 
 
 def test_outputs_equal_pytorch(tiny: Path, tmp_path: Path) -> None:
-    native.run_program(tiny, "x86_64", tiny / "vectors" / "inputs.npz", tmp_path / "found.npz")
+    native.run_program(
+        tiny, tiny, "x86_64", tiny / "vectors" / "inputs.npz", tmp_path / "found.npz"
+    )
     found = read_arrays(tmp_path / "found.npz")
     expected = read_arrays(tiny / "vectors" / "outputs.npz")
     assert found.keys() == expected.keys()
@@ -35,6 +37,23 @@ def test_outputs_equal_pytorch(tiny: Path, tmp_path: Path) -> None:
     assert 0 < found["large"].mean() < 1
     np.testing.assert_array_equal(found["large"], expected["large"])
     np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_program_runs_another_folder(tiny: Path, bundle: Path, tmp_path: Path) -> None:
+    (bundle / "run").unlink()
+    manifest = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(manifest.replace('"logits"', '"scores"'))
+    inputs, file = bundle / "vectors" / "inputs.npz", tmp_path / "o.npz"
+    native.run_program(tiny, bundle, "x86_64", inputs, file)
+    found, expected = read_arrays(file), read_arrays(bundle / "vectors" / "outputs.npz")
+    assert found.keys() == {"scores", "large"}
+    np.testing.assert_allclose(found["scores"], expected["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_a_program_that_dies_without_a_word(bundle: Path) -> None:
+    (bundle / "run").write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(BundleError, match=r"^run failed: exit code 3$"):
+        native.run_program(bundle, bundle, "x86_64", bundle / "i.npz", bundle / "o.npz")
 
 
 def test_checks_the_vectors_and_measures(tiny: Path) -> None:
@@ -125,13 +144,13 @@ def test_a_free_batch_and_the_order_of_inputs(make_bundle: MakeBundle, tmp_path:
         name: np.full((7, 3), value, np.float32) for name, value in (("right", 5), ("left", 1))
     }
     save_arrays(tmp_path / "seven.npz", arrays)
-    native.run_program(folder, "x86_64", tmp_path / "seven.npz", tmp_path / "o.npz")
+    native.run_program(folder, folder, "x86_64", tmp_path / "seven.npz", tmp_path / "o.npz")
     found = read_arrays(tmp_path / "o.npz")["out"]
     np.testing.assert_array_equal(found, np.full((7, 3), 3.0, np.float32))
 
     save_arrays(tmp_path / "odd.npz", {**arrays, "left": arrays["left"][:6]})
     with pytest.raises(BundleError, match=r"left must be float32\[batch, 3\], not float32\[6, 3\]"):
-        native.run_program(folder, "x86_64", tmp_path / "odd.npz", tmp_path / "o.npz")
+        native.run_program(folder, folder, "x86_64", tmp_path / "odd.npz", tmp_path / "o.npz")
 
 
 def test_the_bundle_holds_what_an_app_needs(tiny: Path) -> None:

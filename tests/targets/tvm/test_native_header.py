@@ -79,7 +79,7 @@ def app(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-isystem",
         include,
     ]
-    link = [lib / "libtvm_ffi.so", lib / "libtvm_runtime.so", "-ldl", f"-Wl,-rpath,{lib}"]
+    link = [lib / "libtvm_ffi.so", lib / "libtvm_runtime.so", f"-Wl,-rpath,{lib}"]
     sources = [
         "-I",
         tiny / "native",

@@ -98,7 +98,7 @@ def test_unsupported_ops_are_all_named_before_any_work() -> None:
     pytest.importorskip("tvm", reason="apache-tvm is not installed")
     graph = trace(Foreign(), (torch.randn(2, 3),))
     with pytest.raises(UnsupportedError, match=r"no form for 2 part.*twice.*twice.*--format onnx"):
-        EMITTER.check(graph)
+        EMITTER.check(graph, load_device("x86-avx512-vnni"))
 
 
 @pytest.mark.parametrize(

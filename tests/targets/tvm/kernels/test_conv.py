@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompile.targets.tvm.integer_ops import integer_conv2d
+from qcompile.targets.tvm.code_ops import integer_conv2d
 from qcompile.targets.tvm.kernels import conv, depthwise
 from qcompile.targets.tvm.kernels.parts import Codes
 from qcompile.targets.tvm.kernels.shapes import Window

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qcompile.compiler.ir.ops import QUANTIZE
-from qcompile.targets.tvm import integer_ops
+from qcompile.targets.tvm import code_ops
 from qcompile.targets.tvm.kernels import elementwise
 from qcompile.targets.tvm.kernels.parts import Codes
 
@@ -44,7 +44,7 @@ def test_add(
     kernel = elementwise.add(shape, (a, b), scales, offset, codes)
     found = cpu.call(kernel, left, right, np.zeros_like(left, to))
     values = map(torch.from_numpy, (left, right))
-    expected = integer_ops.integer_add(*values, *scales, offset, codes.low, codes.high, to)
+    expected = code_ops.integer_add(*values, *scales, offset, codes.low, codes.high, to)
     equal_codes(found, expected.numpy())
 
 
@@ -64,7 +64,7 @@ def test_table(cpu: Any, shape: list[int], batch: int, dtype: str, to: str) -> N
     x = any_codes((batch, *shape), dtype)
     entries = np.random.default_rng(3).permutation(np.arange(256) + LIMITS[to][0]).astype(to)
     found = cpu.call(elementwise.table(shape, dtype, to), x, entries, np.zeros((batch, *shape), to))
-    expected = integer_ops.integer_table(torch.from_numpy(x), torch.from_numpy(entries))
+    expected = code_ops.integer_table(torch.from_numpy(x), torch.from_numpy(entries))
     np.testing.assert_array_equal(found, expected.numpy())
 
 

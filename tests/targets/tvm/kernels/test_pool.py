@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qcompile.targets.tvm import integer_ops
+from qcompile.targets.tvm import code_ops
 from qcompile.targets.tvm.kernels import pool
 from qcompile.targets.tvm.kernels.parts import Codes
 from qcompile.targets.tvm.kernels.shapes import Window
@@ -42,7 +42,7 @@ def test_global_average(
     kernel = pool.global_average(size, cpu.instructions, factor, offset, Codes(to, *limits))
     found = cpu.call(kernel, x, np.zeros((batch, 1, 1, size[2]), to))
     given_ = torch.from_numpy(x), factor, offset, *limits, to
-    equal_codes(found, integer_ops.integer_global_average(*given_).numpy())
+    equal_codes(found, code_ops.integer_global_average(*given_).numpy())
 
 
 def test_the_average_of_the_greatest_codes_is_their_sum(cpu: Any) -> None:
@@ -70,5 +70,5 @@ def test_maximum(
     built = pool.maximum(window, cpu.instructions, Codes(cpu.name, low, high))
     found = cpu.call(built, x, np.zeros((batch, *window.output, channels), cpu.dtype))
     sizes = list(kernel), list(stride), list(padding)
-    expected = integer_ops.integer_max_pool2d(torch.from_numpy(x), *sizes, low, high)
+    expected = code_ops.integer_max_pool2d(torch.from_numpy(x), *sizes, low, high)
     np.testing.assert_array_equal(found, expected.numpy())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qcompile.compiler.ir.ops import QUANTIZE
-from qcompile.targets.tvm import integer_ops as ops
+from qcompile.targets.tvm import code_ops as ops
 
 FORMATS = st.sampled_from([("uint8", 0, 255), ("int8", -128, 127), ("uint8", 3, 200)])
 SCALES = st.floats(0.01, 0.2)
