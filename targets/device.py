@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.cpu_facts import CPU_FORMATS, PrecisionFact, onnx_default, precisions_of
-from qcompile.targets.device_schema import FORMATS, problems
+from qcompile.targets.device_schema import FORMATS, facts_for, problems
 from qcompile.targets.systems import refusal
 
 _DEVICES = Path(__file__).parent / "devices"
@@ -41,7 +41,9 @@ class Device:
     `os_minimum` is the system whose features an artifact may use, `os_first` the one that the device
     was sold with. `neural_engine_generation` counts Apple's compiler targets: the M1's, H13, is 13.
     `llvm_cpu` is LLVM's name of the CPU, ``native`` for the one at hand, and never has an instruction
-    set that `isa` names none of.
+    set that `isa` names none of. With a `cuda_arch` the precisions are the GPU's, `llvm_cpu` and `isa`
+    are of the CPU beside it, and the limits of a block of threads are known: `shared_memory_kib` to one
+    that asks for more than 48, `registers` of 32 bits, `max_threads`.
     """
 
     name: str
@@ -61,6 +63,12 @@ class Device:
     memory_mib: int | None = None
     memory_bandwidth_gbs: float | None = None
     llvm_cpu: str | None = None
+    cuda_arch: str | None = None
+    gpu_memory_mib: int | None = None
+    shared_memory_kib: int | None = None
+    registers: int | None = None
+    max_threads: int | None = None
+    tensor_cores: tuple[str, ...] = ()  # what they multiply
     os: str | None = None
     os_first: str | None = None
     os_minimum: str | None = None
@@ -182,8 +190,9 @@ def _read(path: Path) -> Device:
         raise TargetError(f"target file '{path}' cannot be read: {error}") from error
     if wrong := problems(data):
         raise TargetError(f"target file '{path}': {'; '.join(wrong)} (docs/add-a-device.md)")
-    for key in ("isa", "compute_units"):
+    for key in ("isa", "compute_units", "tensor_cores"):
         data[key] = tuple(data.get(key, ()))
-    names = FORMATS[data["format"]].precisions
-    data["precisions"] = {p: PrecisionFact(**data["precisions"][p]) for p in names}
+    facts = facts_for(data)
+    assert facts is not None
+    data["precisions"] = {p: PrecisionFact(**data["precisions"][p]) for p in facts.precisions}
     return Device(name=path.stem, **data)

@@ -19,6 +19,8 @@ ISA: Mapping[str, tuple[str, ...]] = {
     "wasm32": ("simd128", "relaxed-simd"),
 }
 """By architecture, what an ``isa`` may name, in LLVM's words."""
+TENSOR_TYPES = ("fp16", "bf16", "tf32", "fp8", "int8")
+"""What tensor cores may multiply."""
 COMPUTE_UNITS = ("CPU", "GPU", "Neural Engine")
 """Of a chip that runs Core ML."""
 
@@ -48,12 +50,14 @@ _VERSION = Kind(
     lambda v: isinstance(v, str) and major(v) is not None,
 )
 _LLVM_CPU = _like("an LLVM processor such as 'cortex-a76'", r"[a-z0-9][a-z0-9_.-]*")
+_CUDA_ARCH = _like("a CUDA architecture such as 'sm_80'", r"sm_[1-9]\d{1,2}[af]?")
 _TABLE = Kind("a table", lambda v: isinstance(v, dict))
 _BOOLEAN = Kind("true or false", lambda v: isinstance(v, bool))
 _COUNT = Kind("a whole number above 0", lambda v: type(v) is int and v > 0)
 _NUMBER = Kind("a number above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf)
 _STRINGS = _list_of("strings", lambda v: isinstance(v, str))
 _UNITS = _list_of(", ".join(COMPUTE_UNITS), lambda v: v in COMPUTE_UNITS)
+_TYPES = _list_of(", ".join(TENSOR_TYPES), lambda v: v in TENSOR_TYPES)
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,16 @@ FORMATS: Mapping[str, FormatFacts] = {
     "tvm": FormatFacts(("int8", "fp32"), {"llvm_cpu": _LLVM_CPU}),
 }
 """A new format is one entry here, and an emitter."""
+CUDA = FormatFacts(
+    ("int8", "fp16", "fp32"),
+    {
+        **{"llvm_cpu": _LLVM_CPU, "cuda_arch": _CUDA_ARCH, "tensor_cores": _TYPES},
+        **dict.fromkeys(("shared_memory_kib", "registers", "max_threads"), _COUNT),
+    },
+)
+"""What a file for an NVIDIA GPU must say, whose format is ``tvm``; other files must not."""
 
-_ALL = tuple(dict.fromkeys(p for facts in FORMATS.values() for p in facts.precisions))
+_ALL = tuple(dict.fromkeys(p for f in (*FORMATS.values(), CUDA) for p in f.precisions))
 _REQUIRED = {
     **{"description": _STRING, "format": _one_of(*FORMATS), "isa": _STRINGS},
     **{"arch": _one_of(*ISA)},
@@ -94,8 +106,16 @@ _OPTIONAL = {
     **dict.fromkeys(("memory_bandwidth_gbs", "neural_engine_tops"), _NUMBER),
     **dict.fromkeys(("chip", "os", "os_minimum"), _STRING),
     **{"compute_units": _UNITS, "sources": _TABLE, "os_first": _VERSION},
-    **{"neural_engine_generation": _COUNT, "llvm_cpu": _LLVM_CPU},
+    **{"neural_engine_generation": _COUNT, "llvm_cpu": _LLVM_CPU, "gpu_memory_mib": _COUNT},
 }
+
+
+def facts_for(data: Mapping[str, Any]) -> FormatFacts | None:
+    """Return what a device file must say; ``None`` if its format is unknown."""
+    format = data.get("format")
+    if "cuda_arch" in data and format == "tvm":
+        return CUDA
+    return FORMATS.get(format) if isinstance(format, str) else None
 
 
 def problems(data: Mapping[str, Any]) -> list[str]:
@@ -124,9 +144,12 @@ def _wrong_isa(data: Mapping[str, Any]) -> list[str]:
 
 def _wrong_processor(data: Mapping[str, Any]) -> list[str]:
     """Return which keys of a processor have no meaning beside the others."""
+    wrong = []
+    if "cuda_arch" in data and data.get("format") != "tvm":
+        wrong.append("'cuda_arch' needs format = 'tvm', whose precisions are then the GPU's")
     if "llvm_cpu" in data and data.get("arch") == "wasm32":
-        return ["'llvm_cpu' is for x86_64 and aarch64, not for wasm32"]
-    return []
+        wrong.append("'llvm_cpu' is for x86_64 and aarch64, not for wasm32")
+    return wrong
 
 
 def _wrong_system(data: Mapping[str, Any]) -> list[str]:
@@ -141,7 +164,7 @@ def _wrong_system(data: Mapping[str, Any]) -> list[str]:
 
 def _required(data: Mapping[str, Any]) -> dict[str, Kind]:
     """Return the keys that must be there; of an unknown format, the precisions that the file has."""
-    facts = FORMATS.get(data["format"]) if isinstance(data.get("format"), str) else None
+    facts = facts_for(data)
     table = data.get("precisions")
     names = tuple(p for p in _ALL if isinstance(table, dict) and p in table)
     needed = facts.precisions if facts else names

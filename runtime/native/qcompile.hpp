@@ -8,6 +8,7 @@
 // std::runtime_error whose text says what is wrong and what to do.
 #pragma once
 
+#include <dlfcn.h>
 #include <elf.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -58,10 +59,12 @@ using Tensors = std::map<std::string, Tensor>;  // by name
 
 // threads: workers of TVM's pool; 0 is one for each of `cpus`, or one alone.
 // cpus: CPUs to pin them to, the calling thread among them. Both hold for the whole process.
+// device: "cpu" or "cuda"; empty takes what the manifest says.
 // verify: compare the library with the manifest's digest, some milliseconds a MB.
 struct Options {
   int threads = 0;
   std::vector<int> cpus;
+  std::string device;
   bool verify = true;
 };
 
@@ -479,7 +482,7 @@ struct Info {
 inline bool is_free(const std::string& axis) { return !std::isdigit((unsigned char)axis[0]); }
 
 struct Manifest {
-  std::string artifact;
+  std::string artifact, device = "cpu";
   std::vector<std::string> cpu_features;
   std::vector<Info> inputs, outputs;
   int64_t artifact_bytes = -1;  // unknown
@@ -521,7 +524,8 @@ inline Manifest manifest_of(const json::Object& data) {
   const auto engine = find(data, "engine").cast<json::Object>();
   if (find(engine, "name").cast<std::string>() != "tvm") fail("its format is not tvm");
   const auto options = find(engine, "options").cast<json::Object>();
-  const auto features = find(options, "cpu_features");
+  const auto features = find(options, "cpu_features"), device = find(options, "device");
+  if (device != nullptr) manifest.device = device.cast<std::string>();
   if (features != nullptr) {
     for (const tvm::ffi::Any& name : features.cast<json::Array>()) {
       manifest.cpu_features.push_back(name.cast<std::string>());
@@ -616,6 +620,24 @@ inline void configure_threads(const Options& options) {
        names);
 }
 
+inline DLDevice open_device(const std::string& name) {
+  if (name == "cpu") return DLDevice{kDLCPU, 0};
+  if (name != "cuda") fail("there is no device " + name + "; choose cpu or cuda");
+  if (!dlopen("libtvm_runtime_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
+    fail(std::string("CUDA cannot be used (") + dlerror() +
+         "); install NVIDIA's driver and the CUDA 13 runtime, or use a bundle for the CPU");
+  }
+  const DLDevice device{kDLCUDA, 0};
+  constexpr int exists = 0;
+  const auto found = guarded("CUDA cannot be used", [&] {
+    return call("runtime.GetDeviceAttr", int(device.device_type), device.device_id, exists);
+  });
+  if (found == nullptr || found.cast<int64_t>() == 0) {
+    fail("CUDA finds no GPU; check nvidia-smi, or use a bundle for the CPU");
+  }
+  return device;
+}
+
 }  // namespace detail
 
 // A loaded bundle. Not for several threads at a time; any number of models may be alive.
@@ -631,6 +653,7 @@ class Model {
     }
     check(library, options.verify);
     detail::configure_threads(options);
+    device_ = detail::open_device(options.device.empty() ? manifest_.device : options.device);
     load(library);
   }
 
@@ -692,7 +715,12 @@ class Model {
       const auto load_vm = function(tvm::ffi::Module::LoadFromFile(library), "vm_load_executable");
       const auto vm = load_vm().cast<tvm::ffi::Module>();
       const auto initialize = function(vm, "vm_initialization");
-      initialize(int(kDLCPU), 0, pooled);
+      const int type = int(device_.device_type);
+      if (type == kDLCPU) {
+        initialize(type, 0, pooled);
+      } else {
+        initialize(type, device_.device_id, pooled, int(kDLCPU), 0, pooled);
+      }
       main_ = function(vm, "main");  // keeps the machine and its library alive
     });
   }
@@ -737,7 +765,6 @@ class Model {
 
   // Copy to memory that is aligned as TVM's kernels expect, made once for each shape.
   void feed(const std::vector<Tensor>& inputs) {
-    constexpr DLDevice cpu{kDLCPU, 0};
     fed_.resize(inputs.size());
     for (size_t at = 0; at < inputs.size(); ++at) {
       const tvm::ffi::Shape shape(inputs[at].shape);
@@ -745,7 +772,7 @@ class Model {
       tvm::ffi::Tensor& tensor = fed_[at];
       if (!tensor.defined() || tensor.dtype() != dtype ||
           !std::equal(tensor.shape().begin(), tensor.shape().end(), shape.begin(), shape.end())) {
-        tensor = detail::call("runtime.TVMTensorAllocWithScope", shape, dtype, cpu, nullptr)
+        tensor = detail::call("runtime.TVMTensorAllocWithScope", shape, dtype, device_, nullptr)
                      .cast<tvm::ffi::Tensor>();
       }
       const std::vector<uint8_t>& bytes = inputs[at].bytes;
@@ -783,6 +810,7 @@ class Model {
   std::string path_;
   bool is_bundle_ = true;
   detail::Manifest manifest_;
+  DLDevice device_{kDLCPU, 0};
   tvm::ffi::Function main_;
   std::vector<tvm::ffi::Tensor> fed_;
 };

@@ -1,4 +1,4 @@
-"""TVM's virtual machine, CPU."""
+"""TVM's virtual machine, on CPUs and NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Engine:
 
     Args:
         artifact: ``model.so``.
-        options: ``arch`` and ``cpu_features`` that it was compiled for.
+        options: ``arch``, ``cpu_features`` and ``device`` that it was compiled for.
         threads: Of TVM's pool, which the whole process shares; the integer kernels use one.
     """
 
@@ -41,13 +41,16 @@ class Engine:
         except ImportError as error:
             raise MissingPackageError("apache-tvm", "tvm") from error
         tvm_ffi.get_global_func("runtime.config_threadpool")(UNPINNED, threads)
+        self._gpu = _gpu(tvm) if options.get("device") == "cuda" else None
+        devices = tvm.cpu() if self._gpu is None else [self._gpu, tvm.cpu()]
         try:
-            machine = VirtualMachine(tvm.runtime.load_module(str(artifact)), tvm.cpu())
+            machine = VirtualMachine(tvm.runtime.load_module(str(artifact)), devices)
             self._main = machine["main"]
         except Exception as error:
             reason = (str(error).splitlines() or ["no reason given"])[-1]
             raise BundleError(f"tvm {tvm.__version__} refuses it: {reason}") from error
-        self._tensor = tvm.runtime.from_dlpack
+        self._tensor = tvm.runtime.from_dlpack if self._gpu is None else self._on_gpu
+        self._copy = tvm.runtime.tensor
         self.version: str = tvm.__version__
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -55,6 +58,24 @@ class Engine:
         found = self._main(*(self._tensor(_aligned(value)) for value in inputs))
         values = [found] if hasattr(found, "numpy") else found
         return [value.numpy() for value in values]
+
+    def _on_gpu(self, value: Any) -> Any:
+        return self._copy(value, self._gpu)
+
+
+def _gpu(tvm: Any) -> Any:
+    """Return the first NVIDIA GPU.
+
+    Raises:
+        BundleError: TVM can use none.
+    """
+    found = tvm.cuda(0)
+    if not found.exist:
+        raise BundleError(
+            "TVM finds no NVIDIA GPU, which it was compiled for: check nvidia-smi and that the CUDA 13 "
+            "runtime is installed, or use a bundle for the CPU"
+        )
+    return found
 
 
 def _aligned(value: Any) -> Any:

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
-from qcompile.targets.tvm.kernels import conv, depthwise, elementwise, pool
-from qcompile.targets.tvm.kernels.instructions import Instructions
+from qcompile.targets.tvm.kernels.choice import Kernels
 from qcompile.targets.tvm.kernels.parts import Codes
 from qcompile.targets.tvm.kernels.shapes import Window
-from qcompile.targets.tvm.machine import Machine
 
 Converter = Callable[[fx.Node, Any], Any]
 
@@ -23,16 +21,16 @@ class Converters:
 
     Args:
         constants: Returns the tensor of a constant's node in the program.
-        machine: For whom.
+        kernels: Returns the kernels for a machine; a float program needs none.
     """
 
-    def __init__(self, constants: Callable[[Any], Tensor], machine: Machine) -> None:
-        self.constants, self.machine = constants, machine
+    def __init__(self, constants: Callable[[Any], Tensor], kernels: Callable[[], Kernels]) -> None:
+        self.constants, self._kernels = constants, kernels
 
     @property
-    def instructions(self) -> Instructions:
-        """What the kernels are written for; a float program needs none."""
-        return self.machine.instructions
+    def kernels(self) -> Kernels:
+        """What ops on codes become calls of."""
+        return self._kernels()
 
     def table(self) -> dict[str, Converter]:
         """Return a converter by the op's name."""
@@ -41,6 +39,7 @@ class Converters:
             "dequantize_per_tensor.default": self._dequantize,
             "dequantize_per_channel.default": self._dequantize_channels,
             "select.int": self._select,
+            "embedding.default": self._embedding,
             "integer_conv2d.default": self._conv,
             "integer_linear.default": self._linear,
             "integer_add.default": self._add,
@@ -61,7 +60,7 @@ class Converters:
         rows, columns = kernel.shape[2:]
         size = _sizes(x)[:2], _sizes(x)[2], len(kernel)
         window = Window(*size, (rows, columns), tuple(stride), tuple(padding))
-        layer = _Layer(window, groups != 1, self.instructions, *_zero_and_codes(zero_and_codes))
+        layer = _Layer(window, groups != 1, self.kernels, *_zero_and_codes(zero_and_codes))
         constants = layer.constants(kernel, *map(self.constants, (multiplier, offset)))
         return self._call(importer, node, layer.kernel(), importer.env[x], *constants)
 
@@ -73,7 +72,7 @@ class Converters:
         kernel = self.constants(weight)[:, :, None, None]
         features, channels = kernel.shape[:2]
         window = Window((1, 1), channels, features)
-        layer = _Layer(window, False, self.instructions, *_zero_and_codes(zero_and_codes))
+        layer = _Layer(window, False, self.kernels, *_zero_and_codes(zero_and_codes))
         constants = layer.constants(kernel, *map(self.constants, (multiplier, offset)))
         emit, rows = importer.block_builder.emit, importer.env[x].ty.shape[0]
         image = emit(relax.op.reshape(importer.env[x], (rows, 1, 1, channels)))
@@ -85,32 +84,32 @@ class Converters:
         a, b, scale_a, scale_b, offset, low, high, dtype = _arguments(node)
         dtypes = _dtype(a), _dtype(b)
         codes = Codes(dtype, low, high)
-        kernel = elementwise.add(_sizes(node), dtypes, (scale_a, scale_b), offset, codes)
+        kernel = self.kernels.add(_sizes(node), dtypes, (scale_a, scale_b), offset, codes)
         return self._call(importer, node, kernel, importer.env[a], importer.env[b])
 
     def _table(self, node: fx.Node, importer: Any) -> Any:
         x, entries = _arguments(node)
-        kernel = elementwise.table(_sizes(node), _dtype(x), _dtype(entries))
+        kernel = self.kernels.table(_sizes(node), _dtype(x), _dtype(entries))
         constant = _constant(self.constants(entries).numpy())
         return self._call(importer, node, kernel, importer.env[x], constant)
 
     def _average(self, node: fx.Node, importer: Any) -> Any:
         x, multiplier, offset, low, high, dtype = _arguments(node)
         codes = Codes(dtype, low, high)
-        kernel = pool.global_average(_sizes(x), self.instructions, multiplier, offset, codes)
+        kernel = self.kernels.global_average(_sizes(x), multiplier, offset, codes)
         return self._call(importer, node, kernel, importer.env[x])
 
     def _max_pool(self, node: fx.Node, importer: Any) -> Any:
         x, size, stride, padding, low, high = _arguments(node)
         channels = _sizes(x)[2]
         window = Window(_sizes(x)[:2], channels, channels, *map(tuple, (size, stride, padding)))
-        kernel = pool.maximum(window, self.instructions, Codes(_dtype(x), low, high))
+        kernel = self.kernels.maximum(window, Codes(_dtype(x), low, high))
         return self._call(importer, node, kernel, importer.env[x])
 
     def _quantize_last(self, node: fx.Node, importer: Any) -> Any:
         x, scale, zero_point, low, high, dtype = _arguments(node)
         codes = Codes(dtype, low, high)
-        kernel = elementwise.quantize_channels_last(_sizes(x), scale, zero_point, codes)
+        kernel = self.kernels.quantize_channels_last(_sizes(x), scale, zero_point, codes)
         return self._call(importer, node, kernel, importer.env[x])
 
     def _select(self, node: fx.Node, importer: Any) -> Any:
@@ -125,6 +124,13 @@ class Converters:
         emit = importer.block_builder.emit
         part = emit(relax.op.strided_slice(value, [axis], [start], [start + 1]))
         return emit(relax.op.squeeze(part, [axis]))
+
+    def _embedding(self, node: fx.Node, importer: Any) -> Any:
+        """Return rows of a table, NaN for one that it has not; TVM's own converter reads beyond its end."""
+        from tvm import relax
+
+        table, indices = (importer.env[n] for n in _arguments(node)[:2])
+        return importer.block_builder.emit(relax.op.take(table, indices, axis=0, mode="nan"))
 
     def _quantize(self, node: fx.Node, importer: Any) -> Any:
         from tvm import relax
@@ -179,22 +185,18 @@ class _Layer:
 
     window: Window
     is_depthwise: bool
-    instructions: Instructions
+    kernels: Kernels
     zero_point: int
     codes: Codes
 
     def kernel(self) -> Any:
-        build = depthwise.depthwise if self.is_depthwise else conv.conv
-        return build(self.window, self.instructions, self.zero_point, self.codes)
+        return self.kernels.layer(self.window, self.is_depthwise, self.zero_point, self.codes)
 
     def constants(self, kernel: Tensor, multiplier: Tensor, offset: Tensor) -> list[Any]:
         weight = kernel.numpy()
         sums = (-self.zero_point * weight.astype(np.int64).sum((1, 2, 3))).astype(np.int32)
         numbers = [sums, multiplier.numpy(), offset.numpy()]
-        if self.is_depthwise:
-            return [_constant(v) for v in (depthwise.pack(weight), *numbers)]
-        padded = [conv.pad_features(v, self.instructions) for v in numbers]
-        return [_constant(v) for v in (conv.pack(weight, self.instructions), *padded)]
+        return [_constant(v) for v in self.kernels.constants(weight, self.is_depthwise, numbers)]
 
 
 def _zero_and_codes(arguments: Sequence[Any]) -> tuple[int, Codes]:

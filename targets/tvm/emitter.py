@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import Pass
+from qcompile.passes.graph.convert_to_half import ConvertToHalf
 from qcompile.passes.graph.decompose_attention import DecomposeAttention
 from qcompile.passes.graph.eliminate_dead_code import EliminateDeadCode
 from qcompile.passes.graph.flatten_linear import FlattenLinear
@@ -28,7 +29,7 @@ from qcompile.targets.base import (
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
 from qcompile.targets.plans import NodePlan
-from qcompile.targets.tvm import libraries, native, planning, probe, program
+from qcompile.targets.tvm import cuda, libraries, native, planning, probe, program, stand_in
 from qcompile.targets.tvm.capabilities import INTEGER_OPS
 from qcompile.targets.tvm.engine import VerifyingEngine
 from qcompile.targets.tvm.lower import lower
@@ -53,16 +54,19 @@ class TvmEmitter(Emitter):
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
     ) -> Scheme:
         refuse_groups(self.name, precision, options)
-        if precision == "fp32":
-            return Scheme(precision, None, None, 32)
-        instructions = Machine.of(device).instructions
-        weight = integer_weight(instructions.weight_bits, options)
-        return Scheme(precision, weight, QuantSpec(signed=instructions.signed, symmetric=False))
+        if precision in ("fp32", "fp16"):
+            return Scheme(precision, None, None, int(precision[2:]))
+        kernels = Machine.of(device).kernels()
+        weight = integer_weight(kernels.weight_bits, options)
+        return Scheme(precision, weight, QuantSpec(signed=kernels.signed, symmetric=False))
 
     def check_machine(self, device: Device) -> None:
         load_tvm()
+        needs: list[Callable[[str], object]] = [libraries.compiler, native.emulator]
+        if device.cuda_arch is not None:
+            needs += [lambda arch: cuda.compiler(), libraries.check_cuda]
         missing = []
-        for need in (libraries.compiler, native.emulator):
+        for need in needs:
             try:
                 need(device.arch)
             except TargetError as error:
@@ -78,7 +82,7 @@ class TvmEmitter(Emitter):
 
     def passes(self, recipe: Recipe) -> list[Pass]:
         if recipe.scheme.weight is None:
-            return []
+            return [ConvertToHalf()] if recipe.scheme.float_bits == 16 else []
         return [
             DecomposeAttention(),
             *equalized(recipe),
@@ -94,7 +98,9 @@ class TvmEmitter(Emitter):
         lower(lowered)
         machine = Machine.of(order.device)
         program.build_library(lowered, machine, folder / ARTIFACT)
-        native.build_program(folder, machine.arch)
+        if machine.gpu is not None:
+            stand_in.build(lowered, machine.stand_in, folder)
+        native.build_program(folder, machine.arch, has_cuda=machine.gpu is not None)
         files = sorted(f for f in folder.rglob("*") if f.is_file())
         version = libraries.versions()
         engine = {"name": "tvm", "minimum": "0.27", "options": machine.options()}
@@ -110,6 +116,8 @@ class TvmEmitter(Emitter):
         return VerifyingEngine
 
     def proof(self, device: Device) -> Mapping[str, str]:
+        if device.cuda_arch is not None and not cuda.has_gpu():
+            return stand_in.PROOF
         if libraries.is_native(device.arch):
             return {"engine": "TVM's virtual machine"}
         return EMULATED_PROOF

@@ -10,7 +10,8 @@ from typing import Any
 
 from qcompile.runtime.sessions.tvm import Engine
 from qcompile.runtime.vectors import read_arrays, save_arrays
-from qcompile.targets.tvm import libraries, native
+from qcompile.targets.tvm import cuda, libraries, native, stand_in
+from qcompile.targets.tvm.machine import Machine
 
 EMULATED = ("cortex-a53", "cortex-a55", "cortex-a72", "cortex-a76", "neoverse-n1")
 """CPUs that qemu-aarch64 has by LLVM's names; others run as one that has every instruction."""
@@ -26,16 +27,20 @@ class VerifyingEngine:
     """
 
     def __init__(self, artifact: Path, options: Mapping[str, Any], threads: int) -> None:
-        self._folder, self._options = artifact.parent, options
-        arch = str(options["arch"])
-        self._native = Engine(artifact, options, threads) if libraries.is_native(arch) else None
+        self._program, self._bundle, self._options = artifact.parent, artifact.parent, options
+        if options.get("device") == "cuda" and not cuda.has_gpu():
+            self._bundle = artifact.parent / stand_in.FOLDER
+            self._options = Machine.read(options).stand_in.options()
+        library = self._bundle / artifact.name
+        is_native = libraries.is_native(str(options["arch"]))
+        self._native = Engine(library, self._options, threads) if is_native else None
         self.version: str = libraries.versions()[0]
 
     def run(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run on inputs in the manifest's order."""
         if self._native is not None:
             return self._native.run(inputs)
-        return run_emulated(self._folder, self._folder, self._options, inputs)
+        return run_emulated(self._program, self._bundle, self._options, inputs)
 
 
 def run_bundle(

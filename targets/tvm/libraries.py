@@ -29,6 +29,7 @@ Progress = Callable[[int, int], None]
 
 SOURCES = Path(qcompile.runtime.__file__).parent / "native"
 LIBRARIES = ("libtvm_ffi.so", "libtvm_runtime.so")
+CUDA_LIBRARY = "libtvm_runtime_cuda.so"
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 WHEELS = "QCOMPILE_TVM_WHEELS"
 
@@ -50,11 +51,14 @@ _COMPILE = (
 LINK = ("-s", "-Wl,--build-id=none", "-Wl,--gc-sections", "-Wl,--as-needed")
 
 
-def runtime_libraries(arch: str, progress: Progress | None = None) -> list[Path]:
+def runtime_libraries(
+    arch: str, cuda: bool = False, progress: Progress | None = None
+) -> list[Path]:
     """Return the libraries that a bundle for this architecture carries.
 
     Args:
         arch: ``x86_64`` or ``aarch64``, under Linux.
+        cuda: Also the one for CUDA devices.
         progress: Called with how many files were compiled, of how many.
 
     Raises:
@@ -62,13 +66,28 @@ def runtime_libraries(arch: str, progress: Progress | None = None) -> list[Path]
         TargetError: No libraries for that architecture, and no compiler to make them.
         OutputError: The cache cannot be written.
     """
+    names = (*LIBRARIES, CUDA_LIBRARY) if cuda else LIBRARIES
     triple(arch)
     if is_native(arch):
-        return [_own(name) for name in LIBRARIES]
+        return [_own(name) for name in names]
     if folder := os.environ.get(WHEELS):
-        return _from_wheels(Path(folder), arch)
+        return _from_wheels(Path(folder), arch, names)
+    if cuda:
+        check_cuda(arch)
     made = _from_sources(arch, progress or (lambda done, total: None))
-    return [made / name for name in LIBRARIES]
+    return [made / name for name in names]
+
+
+def check_cuda(arch: str) -> None:
+    """Raise where there is no runtime library for NVIDIA GPUs beside this CPU.
+
+    Raises:
+        TargetError: It is in no package that is at hand.
+    """
+    if not is_native(arch) and not os.environ.get(WHEELS):
+        raise TargetError(
+            f"TVM's package has no sources of {CUDA_LIBRARY} to compile for {arch}: {_ask_wheels(arch)}"
+        )
 
 
 def licences() -> list[Path]:
@@ -214,13 +233,13 @@ def _flags(work: Path) -> list[str]:
     return [*_COMPILE, *prefixes, f"-ffile-prefix-map={work}=.", *(f"-I{f}" for f in folders)]
 
 
-def _from_wheels(folder: Path, arch: str) -> list[Path]:
+def _from_wheels(folder: Path, arch: str, names: Sequence[str]) -> list[Path]:
     wheels = [_wheel(folder, package, arch) for package in ("apache_tvm_ffi", "apache_tvm")]
     key = digest([f"{w.name}:{w.stat().st_size}:{w.stat().st_mtime_ns}" for w in wheels])
     made = cached(f"tvm-{versions()[0]}-{arch}-wheel-{key}", lambda to: _unpack(wheels, to))
-    if missing := [name for name in LIBRARIES if not (made / name).is_file()]:
+    if missing := [name for name in names if not (made / name).is_file()]:
         raise TargetError(f"the wheels of TVM in {folder} hold no {' and no '.join(missing)}")
-    return [made / name for name in LIBRARIES]
+    return [made / name for name in names]
 
 
 def _wheel(folder: Path, package: str, arch: str) -> Path:
@@ -237,7 +256,7 @@ def _unpack(wheels: Sequence[Path], folder: Path) -> None:
             with zipfile.ZipFile(wheel) as archive:
                 for entry in archive.namelist():
                     name = entry.rpartition("/lib/")[2]
-                    if name in LIBRARIES:
+                    if name in (*LIBRARIES, CUDA_LIBRARY):
                         (folder / name).write_bytes(archive.read(entry))
         except zipfile.BadZipFile as error:
             raise TargetError(f"{wheel} is damaged; download it again") from error

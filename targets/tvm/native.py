@@ -17,7 +17,9 @@ SHIPPED = ("CMakeLists.txt", "qcompile.hpp", "run.cpp")
 _FLAGS = ("-std=c++17", "-O2", "-s", "-Wl,--build-id=none", "-Wl,--no-as-needed")
 
 
-def build_program(folder: Path, arch: str, *, progress: Progress | None = None) -> None:
+def build_program(
+    folder: Path, arch: str, *, has_cuda: bool = False, progress: Progress | None = None
+) -> None:
     """Write ``run``, ``native/`` and ``lib/`` into a bundle's folder.
 
     The program is compiled once for a compiler and a version of TVM, and copied from the cache then:
@@ -26,6 +28,7 @@ def build_program(folder: Path, arch: str, *, progress: Progress | None = None) 
     Args:
         folder: Of the bundle.
         arch: ``x86_64`` or ``aarch64``.
+        has_cuda: With the library for NVIDIA GPUs, which the program opens when a model asks for it.
         progress: See ``runtime_libraries``.
 
     Raises:
@@ -33,8 +36,8 @@ def build_program(folder: Path, arch: str, *, progress: Progress | None = None) 
         TargetError: A compiler is missing, or fails.
         OutputError: The cache cannot be written.
     """
-    found = libraries.runtime_libraries(arch, progress)
-    program = _program(arch, found)
+    found = libraries.runtime_libraries(arch, has_cuda, progress)
+    program = _program(arch, found[: len(libraries.LIBRARIES)])
     for name in ("lib", "native"):
         (folder / name).mkdir(exist_ok=True)
     for library in found:
@@ -111,4 +114,4 @@ def _compile(folder: Path, tool: str, found: list[Path]) -> None:
     prefixes = [f"-ffile-prefix-map={p}=." for p in (ffi.parent, libraries.SOURCES)]
     source = libraries.SOURCES / "run.cpp"
     compiled: list[str | Path] = [tool, *_FLAGS, *prefixes, f"-I{ffi / 'include'}", source, *found]
-    libraries.run_tool([*compiled, "-Wl,-rpath,$ORIGIN/lib", "-o", folder / PROGRAM])
+    libraries.run_tool([*compiled, "-ldl", "-Wl,-rpath,$ORIGIN/lib", "-o", folder / PROGRAM])

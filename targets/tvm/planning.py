@@ -17,8 +17,7 @@ from qcompile.targets.device import Device
 from qcompile.targets.plans import NodePlan
 from qcompile.targets.tvm.capabilities import INTEGER_OPS, conv_reason
 from qcompile.targets.tvm.machine import Machine
-from qcompile.targets.tvm.program import decomposed, imported
-from qcompile.targets.tvm.tools import load_tvm
+from qcompile.targets.tvm.program import decomposed, front_end_ops, imported
 
 _FREE = (aten.sym_size.int, aten.reshape.default, aten.permute.default, aten.flatten.using_ints)
 
@@ -29,10 +28,7 @@ def refuse_unsupported(graph: Graph, machine: Machine) -> None:
     Raises:
         UnsupportedError: Names all ops that have no converter, or says why one of them failed.
     """
-    load_tvm()
-    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
-
-    known = ExportedProgramImporter().create_convert_map()
+    known = front_end_ops()
     program = decomposed(graph)
     problems = [
         f"{node.target} (at {node.name})"

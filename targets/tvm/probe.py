@@ -5,9 +5,7 @@ The same lowered graph is compiled once more with every kernel's codes as an out
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,9 +16,8 @@ from torch import fx
 
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import QUANTIZE, aten
-from qcompile.targets import signature
 from qcompile.targets.forced import ForcedRun, float_row
-from qcompile.targets.tvm import program
+from qcompile.targets.tvm import cuda, program, stand_in
 from qcompile.targets.tvm.codes import TO_FIRST
 from qcompile.targets.tvm.engine import run_bundle
 from qcompile.targets.tvm.lower import lower
@@ -38,12 +35,13 @@ def engine_errors(
         folder: The bundle, with the program in it.
         inputs: numpy arrays by name.
     """
+    machine = machine if machine.gpu is None or cuda.has_gpu() else machine.stand_in
     probe = graph.copy()
     names = _show_codes(probe)
     with TemporaryDirectory() as temporary:
         work = Path(temporary)
-        program.build_library(probe, machine, work / "model.so")
-        _write_manifest(probe, machine, work)
+        program.build_library(probe, machine, work / stand_in.LIBRARY)
+        stand_in.write_manifest(probe, machine.options(), work)
         given = [inputs[n] for n in graph.inputs]
         found = run_bundle(folder, work, machine.options(), given)
     codes = dict(zip(names, found[len(graph.outputs) :], strict=True))
@@ -75,16 +73,3 @@ def _show_codes(graph: Graph) -> list[str]:
     output.args = (tuple(shown),)
     graph.outputs = (*graph.outputs, *(f"codes_{i}" for i in range(len(names))))
     return names
-
-
-def _write_manifest(graph: Graph, machine: Machine, folder: Path) -> None:
-    """Write as much of a manifest as the program reads."""
-    data = {
-        "inputs": [asdict(i) for i in signature.inputs(graph)],
-        "outputs": [asdict(o) for o in signature.outputs(graph)],
-        "files": {},
-        "parity": {},
-        "artifact": "model.so",
-        "engine": {"name": "tvm", "options": machine.options()},
-    }
-    (folder / "manifest.json").write_text(json.dumps(data), encoding="utf-8")

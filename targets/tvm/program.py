@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.export import ExportedProgram
 
 from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.targets.tvm import libraries
+from qcompile.targets.tvm import cuda, gpu_schedules, half, libraries, sizes
 from qcompile.targets.tvm.converters import Converters
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.tools import load_tvm
@@ -40,13 +41,12 @@ def imported(program: ExportedProgram, machine: Machine) -> Any:
     load_tvm()
     from tvm.relax.frontend.torch import from_exported_program
 
-    converters = Converters(_Constants(program), machine).table()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             return from_exported_program(
                 program,
-                custom_convert_map=converters,
+                custom_convert_map=_converters(program, machine),
                 keep_params_as_input=False,
                 run_ep_decomposition=False,
             )
@@ -55,6 +55,29 @@ def imported(program: ExportedProgram, machine: Machine) -> Any:
         raise UnsupportedError(
             f"TVM cannot import this model: {reason}; use --format onnx, or fix its free axes"
         ) from error
+
+
+def _converters(program: ExportedProgram, machine: Machine) -> dict[str, Any]:
+    """Return what is converted otherwise than by TVM's front end."""
+    known: dict[str, Any] = {}
+    if sizes.is_free(program.graph):
+        known.update(sizes.stating(front_end_ops()))
+    if any(_is_half(node) for node in program.graph.nodes):
+        known.update(half.converters())
+    return {**known, **Converters(_Constants(program), machine.kernels).table()}
+
+
+def front_end_ops() -> set[str]:
+    """Return the names of all ops that TVM's front end has a converter for."""
+    load_tvm()
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    return set(ExportedProgramImporter().create_convert_map())
+
+
+def _is_half(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype == torch.float16
 
 
 class _Constants:
@@ -78,13 +101,18 @@ class _Constants:
 
 
 def build_library(graph: Graph, machine: Machine, file: Path) -> None:
-    """Compile a lowered graph into a shared library for a CPU.
+    """Compile a lowered graph into a shared library.
 
     Raises:
         UnsupportedError: TVM cannot import it.
-        TargetError: The compiler for that architecture is missing.
+        TargetError: A compiler is missing, or refuses what TVM wrote.
     """
     tvm = load_tvm()
     compiler = libraries.compiler(machine.arch)
-    executable = tvm.compile(imported(decomposed(graph), machine), machine.target())
-    executable.export_library(str(file), cc=compiler, options=LINK)
+    module = imported(decomposed(graph), machine)
+    target, pipeline, pack = machine.target(), "default", None
+    if machine.gpu is not None:
+        pipeline = gpu_schedules.pipeline(target)
+        pack = partial(cuda.pack_imports, machine.gpu.arch)
+    executable = tvm.compile(module, target, relax_pipeline=pipeline)
+    executable.export_library(str(file), cc=compiler, options=LINK, fpack_imports=pack)

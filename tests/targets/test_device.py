@@ -15,7 +15,7 @@ from qcompile.targets.device import (
     load_device,
     precisions_of,
 )
-from qcompile.targets.device_schema import FORMATS, ISA
+from qcompile.targets.device_schema import CUDA, FORMATS, ISA
 
 SHIPPED = [name for name in device_names() if name != "host"]
 # A figure, and the key under [sources] that must back it.
@@ -28,6 +28,11 @@ FIGURES = {
     "memory_mib": "memory",
     "memory_bandwidth_gbs": "memory_bandwidth",
     "llvm_cpu": "llvm_cpu",
+    "cuda_arch": "cuda_arch",
+    "gpu_memory_mib": "gpu_memory",
+    "shared_memory_kib": "cuda_limits",
+    "registers": "cuda_limits",
+    "max_threads": "cuda_limits",
     "os": "os",
     "os_minimum": "os",
     "os_first": "os_first",
@@ -68,6 +73,7 @@ def board(folder: Path, text: str = BOARD) -> str:
 def test_every_figure_and_every_isa_has_a_source(name: str) -> None:
     device = load_device(name)
     needed = {source for key, source in FIGURES.items() if getattr(device, key) is not None}
+    needed |= {"tensor_cores"} if device.tensor_cores else set()
     assert needed | {"isa", "precisions"} <= set(device.sources)
     assert all(url.startswith("https://") for url in device.sources.values())
 
@@ -76,7 +82,8 @@ def test_every_figure_and_every_isa_has_a_source(name: str) -> None:
 def test_every_device_judges_the_precisions_of_its_format(name: str) -> None:
     device = load_device(name)
     assert device.name == name
-    assert tuple(device.precisions) == FORMATS[device.format].precisions
+    facts = FORMATS[device.format] if device.cuda_arch is None else CUDA
+    assert tuple(device.precisions) == facts.precisions
     assert device.precision in device.precisions
     assert all(fact.why for fact in device.precisions.values())
 

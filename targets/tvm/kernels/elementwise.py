@@ -19,6 +19,28 @@ from qcompile.targets.tvm.tools import tir
 LANES = 16
 
 
+def sum_of_codes(
+    pair: tuple[Any, Any], scales: tuple[float, float], offset: float, codes: Codes, lanes: int
+) -> Any:
+    """Return ``round(a * scales[0] + b * scales[1] + offset)`` of a pair of codes in a format."""
+    t = tir()
+    a, b = (widen(value, lanes) for value in pair)
+    first, second, shift, one, zero = (
+        spread(t.float32(number), lanes) for number in (*scales, offset, 1, 0)
+    )
+    left = t.cast(a, f"float32x{lanes}" if lanes > 1 else "float32")
+    right = requantize(b, second, shift, Codes("float32"), lanes)
+    return requantize(left * first + right, one, zero, codes, lanes)
+
+
+def quantized(value: Any, scale: float, zero_point: int, codes: Codes) -> Any:
+    """Return a float as a code; multiplies by the reciprocal, as the ``quantized_decomposed`` op does."""
+    t = tir()
+    code = t.nearbyint(value * t.float32(1 / scale)) + t.float32(zero_point)
+    limited = t.max(t.min(code, t.float32(codes.high)), t.float32(codes.low))
+    return t.cast(t.cast(limited, "int32"), codes.dtype)
+
+
 def add(
     shape: Sequence[int],
     dtypes: tuple[str, str],
@@ -42,19 +64,8 @@ def add(
         a, b, y = found.buffers
 
         def body(index: list[Any], lanes: int) -> None:
-            left = t.cast(widen(a[index], lanes), f"float32x{lanes}" if lanes > 1 else "float32")
-            second = spread(t.float32(scales[1]), lanes)
-            right = requantize(
-                widen(b[index], lanes),
-                second,
-                spread(t.float32(offset), lanes),
-                Codes("float32"),
-                lanes,
-            )
-            one = spread(t.float32(1), lanes)
-            total = left * spread(t.float32(scales[0]), lanes) + right
-            zero = spread(t.float32(0), lanes)
-            t.buffer_store(y, requantize(total, one, zero, codes, lanes), index)
+            total = sum_of_codes((a[index], b[index]), scales, offset, codes, lanes)
+            t.buffer_store(y, total, index)
 
         each_vector(found.batch, shape, LANES, body)
     return found.result
@@ -80,10 +91,7 @@ def table(shape: Sequence[int], dtype: str, result: str) -> Any:
 def quantize_channels_last(
     shape: Sequence[int], scale: float, zero_point: int, codes: Codes
 ) -> Any:
-    """Return the TIR function ``(x, y)``: float32 ``[batch, channels, height, width]`` to codes, transposed.
-
-    Multiplies by the reciprocal, as the ``quantized_decomposed`` op does.
-    """
+    """Return the TIR function ``(x, y)``: codes of float32 ``[batch, channels, height, width]``."""
     t = tir()
     channels, height, width = shape
     arguments = {
@@ -93,7 +101,5 @@ def quantize_channels_last(
     with function(arguments) as found:
         x, y = found.buffers
         with t.grid(found.batch, height, width, channels) as (n, h, w, c):
-            value = t.nearbyint(x[n, c, h, w] * t.float32(1 / scale)) + t.float32(zero_point)
-            limited = t.max(t.min(value, t.float32(codes.high)), t.float32(codes.low))
-            t.buffer_store(y, t.cast(t.cast(limited, "int32"), codes.dtype), [n, h, w, c])
+            t.buffer_store(y, quantized(x[n, c, h, w], scale, zero_point, codes), [n, h, w, c])
     return found.result

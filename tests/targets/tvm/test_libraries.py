@@ -44,8 +44,8 @@ def write_wheels(folder: Path, names: tuple[str, ...]) -> None:
 
 @pytest.mark.usefixtures("_on_x86")
 def test_the_packages_own_libraries() -> None:
-    found = libraries.runtime_libraries("x86_64")
-    assert [f.name for f in found] == list(libraries.LIBRARIES)
+    found = libraries.runtime_libraries("x86_64", cuda=True)
+    assert [f.name for f in found] == [*libraries.LIBRARIES, libraries.CUDA_LIBRARY]
     for file in found:
         assert file.read_bytes()[:4] == b"\x7fELF"
 
@@ -62,7 +62,7 @@ def test_missing_tools_name_their_package(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"^g\+\+, .* not installed: apt-get install g\+\+$"):
         native.build_program(tmp_path, "x86_64")
     with pytest.raises(TargetError, match=r"^qemu-aarch64, .* apt-get install qemu-user$"):
-        native.run_program(tmp_path, tmp_path, "aarch64", tmp_path / "i.npz", tmp_path / "o.npz")
+        native.run_program(tmp_path, "aarch64", tmp_path / "i.npz", tmp_path / "o.npz")
     assert not (tmp_path / "lib").exists()
 
 
@@ -74,10 +74,10 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_on_x86")
 def test_libraries_from_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = libraries.LIBRARIES
+    names = (*libraries.LIBRARIES, libraries.CUDA_LIBRARY)
     write_wheels(tmp_path / "wheels", names)
     monkeypatch.setenv(libraries.WHEELS, str(tmp_path / "wheels"))
-    found = libraries.runtime_libraries("aarch64")
+    found = libraries.runtime_libraries("aarch64", cuda=True)
     assert [f.read_text() for f in found] == [name * 3 for name in names]
     assert {f.name for f in found[0].parent.iterdir()} == set(names)
     assert tmp_path / "cache" / "qcompile" in found[0].parents
@@ -104,6 +104,16 @@ def test_wheels_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(TargetError, match="is damaged; download it again"):
         libraries.runtime_libraries("aarch64")
     assert len(list((tmp_path / "cache" / "qcompile").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("_on_x86")
+def test_wheels_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TargetError, match=r"no sources of libtvm_runtime_cuda.so .* pip download"):
+        libraries.runtime_libraries("aarch64", cuda=True)
+    write_wheels(tmp_path / "wheels", libraries.LIBRARIES)
+    monkeypatch.setenv(libraries.WHEELS, str(tmp_path / "wheels"))
+    with pytest.raises(TargetError, match=r"hold no libtvm_runtime_cuda.so$"):
+        libraries.runtime_libraries("aarch64", cuda=True)
 
 
 @pytest.mark.usefixtures("_on_x86")

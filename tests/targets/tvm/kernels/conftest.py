@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from qcompile.runtime.errors import BundleError
 from qcompile.runtime.sessions.tvm import check_machine
 from qcompile.targets.tvm.kernels import instructions
+from qcompile.targets.tvm.kernels.choice import CpuKernels, CudaKernels, Kernels
+from qcompile.targets.tvm.kernels.cuda import Grid
 from qcompile.targets.tvm.kernels.instructions import Instructions
 from qcompile.targets.tvm.machine import Machine
 
@@ -24,35 +26,35 @@ EDGE = 64
 
 @dataclass(frozen=True)
 class Cpu:
-    """Instructions, and a machine here that has them.
+    """Kernels, and a machine here that runs them.
 
     Args:
-        instructions: For which kernels are written.
+        kernels: For certain instructions.
         machine: For which they are compiled.
     """
 
-    instructions: Instructions
+    kernels: Kernels
     machine: Machine
 
     @property
     def dtype(self) -> Any:
         """Of the activations."""
-        return np.int8 if self.instructions.signed else np.uint8
+        return np.int8 if self.kernels.signed else np.uint8
 
     @property
     def name(self) -> str:
         """Of the activations' type."""
-        return "int8" if self.instructions.signed else "uint8"
+        return "int8" if self.kernels.signed else "uint8"
 
     @property
     def limits(self) -> tuple[int, int]:
         """The least code and the greatest."""
-        return (-128, 127) if self.instructions.signed else (0, 255)
+        return (-128, 127) if self.kernels.signed else (0, 255)
 
     @property
     def most(self) -> int:
         """The greatest weight; the least is its negative."""
-        return int(2 ** (self.instructions.weight_bits - 1)) - 1
+        return int(2 ** (self.kernels.weight_bits - 1)) - 1
 
     def call(self, kernel: Any, *arrays: NDArray[Any]) -> NDArray[Any]:
         """Compile a kernel and call it; return its last argument, which it fills.
@@ -81,11 +83,16 @@ def _guarded(like: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     return memory, memory[EDGE : EDGE + like.nbytes].view(like.dtype).reshape(like.shape)
 
 
+def _cpu(found: Instructions, features: tuple[str, ...], name: str) -> Cpu:
+    return Cpu(CpuKernels(found), Machine("x86_64", features, name))
+
+
 CPUS = {
-    "avx512vnni": Cpu(instructions.VNNI_512, Machine("x86_64", AVX512, "cascadelake")),
-    "avxvnni": Cpu(instructions.VNNI_256, Machine("x86_64", (*AVX2, "avxvnni"), "alderlake")),
-    "avx512vnni, 256 bits": Cpu(instructions.VNNI_256, Machine("x86_64", AVX512, "cascadelake")),
-    "avx2": Cpu(instructions.MADD_256, Machine("x86_64", AVX2, "haswell")),
+    "avx512vnni": _cpu(instructions.VNNI_512, AVX512, "cascadelake"),
+    "avxvnni": _cpu(instructions.VNNI_256, (*AVX2, "avxvnni"), "alderlake"),
+    "avx512vnni, 256 bits": _cpu(instructions.VNNI_256, AVX512, "cascadelake"),
+    "avx2": _cpu(instructions.MADD_256, AVX2, "haswell"),
+    "a GPU's threads": Cpu(CudaKernels(Grid(on_gpu=False)), Machine("x86_64", (), "x86-64-v2")),
 }
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qcompile.targets.tvm.code_ops import integer_conv2d
-from qcompile.targets.tvm.kernels import conv, depthwise
 from qcompile.targets.tvm.kernels.parts import Codes
 from qcompile.targets.tvm.kernels.shapes import Window
 
@@ -50,18 +49,13 @@ class Layer:
 
     def found(self, zero: int, multiplier: Any, offset: Any, codes: Codes) -> NDArray[Any]:
         """Return what the kernel stores."""
-        window, instructions = self.window, self.cpu.instructions
+        window, kernels = self.window, self.cpu.kernels
         sums = (-zero * self.weight.astype(np.int64).sum((1, 2, 3))).astype(np.int32)
+        kernel = kernels.layer(window, self.is_depthwise, zero, codes)
         numbers = [sums, multiplier, offset]
-        if self.is_depthwise:
-            kernel = depthwise.depthwise(window, instructions, zero, codes)
-            packed = depthwise.pack(self.weight)
-        else:
-            kernel = conv.conv(window, instructions, zero, codes)
-            packed = conv.pack(self.weight, instructions)
-            numbers = [conv.pad_features(n, instructions) for n in numbers]
+        constants = kernels.constants(self.weight, self.is_depthwise, numbers)
         y = np.zeros((len(self.x), *window.output, window.features), codes.dtype)
-        result: NDArray[Any] = self.cpu.call(kernel, self.x, packed, *numbers, y)
+        result: NDArray[Any] = self.cpu.call(kernel, self.x, *constants, y)
         return result
 
     def expected(self, zero: int, multiplier: Any, offset: Any, codes: Codes) -> NDArray[Any]:
@@ -148,12 +142,12 @@ def test_eight_bit_weights_saturate_where_seven_do_not(cpu: Any) -> None:
     window = Window((2, 2), 12, 10)
     layer = Layer(cpu, window, False, 0, 1)
     layer.x[...] = cpu.limits[1]
-    layer.weight[...] = 2 ** (cpu.instructions.weight_bits - 1) - 1
+    layer.weight[...] = 2 ** (cpu.kernels.weight_bits - 1) - 1
     np.testing.assert_array_equal(*layer.exact(0))
     layer.weight[...] = 127
     found, expected = layer.exact(0)
     limited = 32767 // 2 * 2 * 3  # two products, limited to 16 bits, of four: three dots of them
-    if cpu.instructions.weight_bits == 8:
+    if cpu.kernels.weight_bits == 8:
         np.testing.assert_array_equal(found, expected)
     else:
         assert (found < expected).all()

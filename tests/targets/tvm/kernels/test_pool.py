@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from qcompile.targets.tvm import code_ops
-from qcompile.targets.tvm.kernels import pool
 from qcompile.targets.tvm.kernels.parts import Codes
 from qcompile.targets.tvm.kernels.shapes import Window
 
@@ -39,7 +38,7 @@ def test_global_average(
     x = any_codes(cpu, (batch, *size))
     limits = (0, 255) if to == "uint8" else (-128, 127)
     factor = ratio / (size[0] * size[1])
-    kernel = pool.global_average(size, cpu.instructions, factor, offset, Codes(to, *limits))
+    kernel = cpu.kernels.global_average(size, factor, offset, Codes(to, *limits))
     found = cpu.call(kernel, x, np.zeros((batch, 1, 1, size[2]), to))
     given_ = torch.from_numpy(x), factor, offset, *limits, to
     equal_codes(found, code_ops.integer_global_average(*given_).numpy())
@@ -47,7 +46,7 @@ def test_global_average(
 
 def test_the_average_of_the_greatest_codes_is_their_sum(cpu: Any) -> None:
     x = np.full((1, 40, 40, 3), cpu.limits[1], cpu.dtype)
-    kernel = pool.global_average((40, 40, 3), cpu.instructions, 1.0, 0.0, Codes("float32"))
+    kernel = cpu.kernels.global_average((40, 40, 3), 1.0, 0.0, Codes("float32"))
     found = cpu.call(kernel, x, np.zeros((1, 1, 1, 3), np.float32))
     assert found.flatten().tolist() == [1600 * cpu.limits[1]] * 3
 
@@ -67,7 +66,7 @@ def test_maximum(
     window = Window(image, channels, channels, kernel, stride, padding)
     low, high = cpu.limits if is_shown_whole else (cpu.limits[0] + 9, cpu.limits[1] - 9)
     x = np.clip(any_codes(cpu, (batch, *image, channels)), low, high)
-    built = pool.maximum(window, cpu.instructions, Codes(cpu.name, low, high))
+    built = cpu.kernels.maximum(window, Codes(cpu.name, low, high))
     found = cpu.call(built, x, np.zeros((batch, *window.output, channels), cpu.dtype))
     sizes = list(kernel), list(stride), list(padding)
     expected = code_ops.integer_max_pool2d(torch.from_numpy(x), *sizes, low, high)
