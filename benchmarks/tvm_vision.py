@@ -48,16 +48,17 @@ MODEL_FILE = HERE / "vision_model.py"
 HOST = "x86-avx512-vnni"
 ARM = ("raspberry-pi-5", "raspberry-pi-4")
 FLOAT = "PyTorch float32"
-ORT_INT8, TVM_INT8, TVM_FLOAT = "ONNX Runtime int8", "TVM int8", "TVM float32, not tuned"
+ORT_INT8, TVM_INT8 = "ONNX Runtime int8", "TVM int8"
 BUNDLES = {
     "ONNX Runtime float32": ("onnx", "fp32"),
     ORT_INT8: ("onnx", "int8"),
+    "ONNX Runtime int8 weights": ("onnx", "w8a16"),
     TVM_INT8: ("tvm", "int8"),
-    TVM_FLOAT: ("tvm", "fp32"),
+    "TVM float32": ("tvm", "fp32"),
+    "TVM int8 weights": ("tvm", "w8a16"),
+    "TVM int4 weights": ("tvm", "int4"),
 }
 """Format and precision of this machine's bundles."""
-SLOW = (TVM_FLOAT,)
-"""What runs fewer images."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,16 @@ def benchmark(model: str, options: argparse.Namespace, folder: Path) -> Result:
     arm = {target: build(target, "tvm", "int8", inputs, reuse=reuse) for target in ARM}
     runs = {FLOAT: eager(load_model(inputs.file, inputs.file.with_suffix(".safetensors")).eval())}
     runs |= {name: session_run(artifact.bundle) for name, artifact in here.items()}
-    logits = {name: _logits(name, run, inputs, options) for name, run in runs.items()}
+    logits = {name: _logits(name, run, inputs) for name, run in runs.items()}
     rows = measure(inputs, options, here, runs, logits)
     sizes = {target: parts(a.bundle) for target, a in ({HOST: here[TVM_INT8]} | arm).items()}
     near = compare(inputs, options.emulated, logits, arm)
-    return Result(model, rows, near, sizes, options.slow_images)
+    return Result(model, rows, near, sizes)
 
 
-def _logits(name: str, run: Run, inputs: Inputs, options: argparse.Namespace) -> np.ndarray:
+def _logits(name: str, run: Run, inputs: Inputs) -> np.ndarray:
     tell(f"{inputs.file.stem}: logits of {name}")
-    count = options.slow_images if name in SLOW else options.images
-    return logits_of(run, inputs.images[:count])
+    return logits_of(run, inputs.images)
 
 
 def measure(
@@ -147,8 +147,7 @@ def measure(
     rows = []
     for name in runs:
         found = logits[name]
-        accuracy = top1(found, inputs.labels[: len(found)])
-        reference = logits[FLOAT][: len(found)]
+        accuracy, reference = top1(found, inputs.labels), logits[FLOAT]
         near = None if name == FLOAT else (agreement(found, reference), sqnr_db(found, reference))
         costs = costs_of(inputs, artifacts.get(name))
         rows.append(Row(name, accuracy, near, python_us[name], program.get(name), costs))
@@ -237,7 +236,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--data", type=Path, required=True, help="folder with models/ and data/")
     add("--model", action="append", choices=MODELS, help="repeatable; all by default")
     add("--images", type=int, default=10_000, help="test images to measure on")
-    add("--slow-images", type=int, default=1_000, help="for TVM's float libraries")
     add("--emulated", type=int, default=100, metavar="N", help="test images under qemu")
     add("--repetitions", type=int, default=3, help="of the latency; the best median counts")
     add("--rounds", type=int, default=25, help="of each repetition")

@@ -51,8 +51,16 @@ def tvm_precisions_of(isa: Collection[str]) -> dict[str, PrecisionFact]:
     """Return what the kernels of ``targets/tvm`` make of each precision with these instructions."""
     return {
         "int8": _best(_TVM_INT8, isa),
-        "fp32": PrecisionFact(False, "TVM's default schedule: neither tiled nor tuned"),
+        "fp32": PrecisionFact(True, f"float32 sums in {_registers(isa)}"),
+        "w8a16": PrecisionFact(True, "int8 weights become float32 in the register"),
+        "int4": PrecisionFact(True, "two weights a byte become float32 in the register"),
     }
+
+
+def _registers(isa: Collection[str]) -> str:
+    """Return the widest registers that floats are multiplied in."""
+    known = (("avx512f", "512 bits"), ("avx2", "256 bits"))
+    return "registers of " + next((width for name, width in known if name in isa), "128 bits")
 
 
 def onnx_default(isa: Collection[str]) -> str:

@@ -84,7 +84,7 @@ FORMATS: Mapping[str, FormatFacts] = {
         {"os": _one_of(*SYSTEMS), "os_minimum": _VERSION, "compute_units": _UNITS},
         _APPLE,
     ),
-    "tvm": FormatFacts(("int8", "fp32"), {"llvm_cpu": _LLVM_CPU}),
+    "tvm": FormatFacts(("int8", "fp32", "w8a16", "int4"), {"llvm_cpu": _LLVM_CPU}),
 }
 """A new format is one entry here, and an emitter."""
 CUDA = FormatFacts(

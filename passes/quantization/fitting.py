@@ -21,8 +21,14 @@ INT8 = QuantSpec(granularity=Granularity.PER_CHANNEL, axis=0, scale_bits=16)
 
 
 def fits_each_layer(spec: WeightSpec) -> bool:
-    """Return whether each weight may have a format of its own, and is float16 where it has none."""
-    return isinstance(spec, PaletteSpec) or spec.scale_bits == 16
+    """Return whether each weight may have a format of its own."""
+    return isinstance(spec, PaletteSpec) or spec.is_blockwise
+
+
+def unfit(spec: WeightSpec) -> FloatSpec:
+    """Return what a weight stays that no format fits: float16 where scales are."""
+    is_half = isinstance(spec, PaletteSpec) or spec.scale_bits == 16
+    return HALF if is_half else FloatSpec(32)
 
 
 def fitting_spec(spec: WeightSpec, shape: tuple[int, ...]) -> tuple[WeightSpec, str]:
@@ -48,7 +54,7 @@ def fitting_spec(spec: WeightSpec, shape: tuple[int, ...]) -> tuple[WeightSpec, 
 
 
 def formats(spec: WeightSpec, shape: tuple[int, ...]) -> list[tuple[WeightSpec, str]]:
-    """Return the formats to try, best first, with notes; none where float16 would be smaller.
+    """Return the formats to try, best first, with notes; none where floats would be smaller.
 
     Args:
         spec: What was asked for.
@@ -61,7 +67,7 @@ def formats(spec: WeightSpec, shape: tuple[int, ...]) -> list[tuple[WeightSpec, 
     wide = INT8 if isinstance(first, PaletteSpec) else _per_channel(first, 8)
     if wide != first and first.bits < 8:
         found.append((wide, "int8" if wide.signed else "uint8"))
-    return [(s, n) for s, n in found if s.storage_bytes(shape) < HALF.storage_bytes(shape)]
+    return [(s, n) for s, n in found if s.storage_bytes(shape) < unfit(spec).storage_bytes(shape)]
 
 
 def _per_channel(spec: QuantSpec, bits: int) -> QuantSpec:

@@ -46,6 +46,7 @@ class QuantizeStoredWeights(Pass):
         keep_float: Names of weights that stay float.
         weight: The format, for single rows ``int8 sym per_channel(0)``.
         whole_table: Decode tables before the look-up, not the rows after it.
+        recurrent: Store the weights of recurrent layers in codes too.
     """
 
     name = "quantize-stored-weights"
@@ -54,6 +55,7 @@ class QuantizeStoredWeights(Pass):
     keep_float: frozenset[str] = frozenset()
     weight: WeightSpec = _SPEC
     whole_table: bool = False
+    recurrent: bool = True
 
     def __post_init__(self) -> None:
         if not self.whole_table and self.weight != _SPEC:
@@ -65,7 +67,7 @@ class QuantizeStoredWeights(Pass):
         rewrites = 0
         for node in graph.calls(aten.embedding.default):
             rewrites += self._whole(graph, node) if self.whole_table else self._rows(graph, node)
-        for node in graph.calls(*RECURRENT):
+        for node in graph.calls(*RECURRENT) if self.recurrent else []:
             for weight in [n for n in node.all_input_nodes if self._is_large(graph, n)]:
                 rewrites += self._recurrent(graph, node, weight)
         if rewrites:

@@ -14,7 +14,7 @@ from qcompile.passes.calibration.observers import choose, histogram
 from qcompile.passes.calibration.walk import Values, Walk
 from qcompile.passes.graph.channel_links import LAYERS
 from qcompile.passes.quantization.error_after_add import error_after_add
-from qcompile.passes.quantization.fitting import fits_each_layer, formats
+from qcompile.passes.quantization.fitting import formats, unfit
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.records import (
     ActivationRecord,
@@ -141,8 +141,8 @@ class Quantizer:
                 f"in {spec} its output keeps {quality:.1f} dB, "
                 f"less than {self.min_layer_sqnr_db:g} dB"
             )
-        reason = failed or f"{data.spec} would take no less than fp16"
-        _keep_float(record, reason, 16 if fits_each_layer(data.spec) else 32)
+        plain = unfit(data.spec)
+        _keep_float(record, failed or f"{data.spec} would take no less than {plain}", plain.bits)
         return None
 
 

@@ -1,4 +1,4 @@
-"""The emitter for TVM: a shared library of integer kernels, and a C++ program that runs it."""
+"""The emitter for TVM: a shared library of integer or float kernels, and a C++ program that runs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import Pass
 from qcompile.passes.graph.convert_to_half import ConvertToHalf
 from qcompile.passes.graph.decompose_attention import DecomposeAttention
@@ -16,6 +15,7 @@ from qcompile.passes.graph.eliminate_dead_code import EliminateDeadCode
 from qcompile.passes.graph.flatten_linear import FlattenLinear
 from qcompile.passes.graph.fold_activation import FoldActivation
 from qcompile.passes.graph.fold_scaling import FoldScaling
+from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.runtime.session import Engine
 from qcompile.targets.base import (
     DEFAULT_WEIGHTS,
@@ -27,16 +27,25 @@ from qcompile.targets.base import (
     WeightOptions,
 )
 from qcompile.targets.device import Device
-from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
+from qcompile.targets.integer_scheme import equalized, quantized
 from qcompile.targets.plans import NodePlan
-from qcompile.targets.tvm import cuda, libraries, native, planning, probe, program, stand_in
+from qcompile.targets.tvm import (
+    cuda,
+    libraries,
+    native,
+    planning,
+    precisions,
+    probe,
+    program,
+    stand_in,
+)
 from qcompile.targets.tvm.capabilities import INTEGER_OPS
 from qcompile.targets.tvm.engine import VerifyingEngine
+from qcompile.targets.tvm.float_lower import lower_floats
 from qcompile.targets.tvm.lower import lower
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.tools import load_tvm
 
-ARTIFACT = "model.so"
 EMULATED_PROOF = {
     "engine": "the bundle's program under qemu-user",
     "proves": "the library, run by the program that ships with it, computes what the quantized graph does",
@@ -53,12 +62,7 @@ class TvmEmitter(Emitter):
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
     ) -> Scheme:
-        refuse_groups(self.name, precision, options)
-        if precision in ("fp32", "fp16"):
-            return Scheme(precision, None, None, int(precision[2:]))
-        kernels = Machine.of(device).kernels()
-        weight = integer_weight(kernels.weight_bits, options)
-        return Scheme(precision, weight, QuantSpec(signed=kernels.signed, symmetric=False))
+        return precisions.scheme(precision, device, options)
 
     def check_machine(self, device: Device) -> None:
         load_tvm()
@@ -83,6 +87,11 @@ class TvmEmitter(Emitter):
     def passes(self, recipe: Recipe) -> list[Pass]:
         if recipe.scheme.weight is None:
             return [ConvertToHalf()] if recipe.scheme.float_bits == 16 else []
+        if recipe.scheme.activation is None:
+            tables = QuantizeStoredWeights(
+                recipe.log, keep_float=recipe.keep_float, recurrent=False
+            )
+            return [tables, *quantized(recipe, INTEGER_OPS), EliminateDeadCode()]
         return [
             DecomposeAttention(),
             *equalized(recipe),
@@ -96,8 +105,12 @@ class TvmEmitter(Emitter):
     def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
         lowered = graph.copy()
         lower(lowered)
-        machine = Machine.of(order.device)
-        program.build_library(lowered, machine, folder / ARTIFACT)
+        machine, floats = Machine.of(order.device), planning.floats(lowered)
+        if machine.vectors is not None:
+            lower_floats(lowered)
+            if order.scheme.activation is None:
+                floats = planning.slow_floats(lowered)
+        program.build_library(lowered, machine, folder / program.LIBRARY)
         if machine.gpu is not None:
             stand_in.build(lowered, machine.stand_in, folder)
         native.build_program(folder, machine.arch, has_cuda=machine.gpu is not None)
@@ -105,10 +118,10 @@ class TvmEmitter(Emitter):
         version = libraries.versions()
         engine = {"name": "tvm", "minimum": "0.27", "options": machine.options()}
         return Emitted(
-            ARTIFACT,
+            program.LIBRARY,
             tuple(f.relative_to(folder).as_posix() for f in files),
             engine,
-            tuple(planning.floats(lowered)),
+            tuple(floats),
             {"apache-tvm": version[0], "apache-tvm-ffi": version[1]},
         )
 

@@ -12,6 +12,7 @@ from qcompile.targets.tvm import libraries
 from qcompile.targets.tvm.kernels.choice import CpuKernels, CudaKernels, Kernels
 from qcompile.targets.tvm.kernels.cuda import Grid
 from qcompile.targets.tvm.kernels.instructions import Instructions, for_cpu
+from qcompile.targets.tvm.kernels.vectors import Vectors, for_floats
 from qcompile.targets.tvm.tools import load_tvm
 
 GENERIC = {"x86_64": "x86-64-v2", "aarch64": "generic"}
@@ -110,12 +111,19 @@ class Machine:
 
     @property
     def instructions(self) -> Instructions:
-        """Return what kernels for the CPU are written for.
+        """Return what integer kernels for the CPU are written for.
 
         Raises:
             TargetError: It has nothing that they are written for.
         """
         return for_cpu(self.arch, frozenset(self.features))
+
+    @property
+    def vectors(self) -> Vectors | None:
+        """What float kernels are written for; there are none for a GPU."""
+        if self.gpu is not None or self.stands_in:
+            return None
+        return for_floats(self.arch, frozenset(self.features))
 
     def kernels(self) -> Kernels:
         """Return the kernels for ops on codes.

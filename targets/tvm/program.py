@@ -15,11 +15,13 @@ from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.targets.tvm import cuda, gpu_schedules, half, libraries, sizes
 from qcompile.targets.tvm.converters import Converters
+from qcompile.targets.tvm.float_converters import FloatConverters
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.tools import load_tvm
 
 REFUSALS = (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What TVM's front end raises for a model that it does not take; others are defects of ours."""
+LIBRARY = "model.so"
 LINK = ["-Wl,--build-id=none", "-s"]
 """Nothing that differs from run to run."""
 
@@ -64,7 +66,11 @@ def _converters(program: ExportedProgram, machine: Machine) -> dict[str, Any]:
         known.update(sizes.stating(front_end_ops()))
     if any(_is_half(node) for node in program.graph.nodes):
         known.update(half.converters())
-    return {**known, **Converters(_Constants(program), machine.kernels).table()}
+    constants = _Constants(program)
+    known.update(Converters(constants, machine.kernels).table())
+    if machine.vectors is not None:
+        known.update(FloatConverters(constants, machine.vectors).table())
+    return known
 
 
 def front_end_ops() -> set[str]:

@@ -17,7 +17,7 @@ from qcompile.targets import signature
 from qcompile.targets.tvm import program
 from qcompile.targets.tvm.machine import Machine
 
-FOLDER, LIBRARY = "check", "model.so"
+FOLDER = "check"
 PROOF = {
     "engine": "the same Relax module, compiled for the CPU (no GPU here)",
     "proves": "what was compiled for the GPU computes what the quantized graph does, its threads one by one",
@@ -36,7 +36,7 @@ def build(graph: Graph, machine: Machine, folder: Path) -> None:
     """
     check = folder / FOLDER
     check.mkdir()
-    program.build_library(graph, machine.stand_in, check / LIBRARY)
+    program.build_library(graph, machine.stand_in, check / program.LIBRARY)
     write_manifest(graph, machine.stand_in.options(), check)
 
 
@@ -47,7 +47,7 @@ def write_manifest(graph: Graph, options: Mapping[str, Any], folder: Path) -> No
         "outputs": [asdict(o) for o in signature.outputs(graph)],
         "files": {},
         "parity": {},
-        "artifact": LIBRARY,
+        "artifact": program.LIBRARY,
         "engine": {"name": "tvm", "options": options},
     }
     text = json.dumps(data, indent=2, sort_keys=True)

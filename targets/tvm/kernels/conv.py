@@ -22,6 +22,7 @@ from qcompile.targets.tvm.kernels.parts import (
     padded_copy,
     ramp,
     requantize,
+    store_features,
 )
 from qcompile.targets.tvm.kernels.shapes import Window, round_up
 from qcompile.targets.tvm.tools import tir
@@ -187,27 +188,9 @@ class _Conv:
     def _store(
         self, sums: Any, n: Any, h: Any, w: Any, channel: Any, multiplier: Any, offset: Any, y: Any
     ) -> None:
-        t = tir()
         lanes, features = self.lanes, self.window.features
         whole = ramp(channel, lanes)
         found = requantize(sums, multiplier[whole], offset[whole], self.codes, lanes)
         rows, columns = _places(self.window)
-        out, start = flat(y), ((n * rows + h) * columns + w) * features + channel
-        if features % lanes == 0:
-            t.buffer_store(out, found, [ramp(start, lanes)])
-            return
-        spill = t.alloc_buffer((lanes,), self.codes.dtype)
-        t.buffer_store(spill, found, [ramp(0, lanes)])
-        with t.If(channel + lanes <= features):
-            with t.Then():
-                t.buffer_store(out, spill[ramp(0, lanes)], [ramp(start, lanes)])
-            with t.Else():
-                done = 0
-                for width in _powers(features % lanes):
-                    t.buffer_store(out, spill[ramp(done, width)], [ramp(start + done, width)])
-                    done += width
-
-
-def _powers(number: int) -> list[int]:
-    """Return the powers of two that sum to a number, the largest first."""
-    return [1 << bit for bit in reversed(range(number.bit_length())) if number >> bit & 1]
+        start = ((n * rows + h) * columns + w) * features + channel
+        store_features(flat(y), start, found, channel, features, lanes)

@@ -81,17 +81,17 @@ def padded_copy(
     batch: Expr,
     size: tuple[int, int, int],
     pad: tuple[int, int],
-    fill: int,
+    fill: float,
     tail: int,
 ) -> Buffer:
     """Copy an image into a flat buffer with a border; return the buffer.
 
     Args:
-        image: ``[batch, height, width, channels]``, codes.
+        image: ``[batch, height, width, channels]``, codes or float32.
         batch: Which one.
         size: Height, width, channels.
         pad: Rows above and below; pixels left and right.
-        fill: The code of the border: the zero point.
+        fill: The border's code or value: what 0 is, or the least.
         tail: Codes after the end that a kernel may read.
     """
     t = tir()
@@ -101,10 +101,13 @@ def padded_copy(
     total = (height + 2 * pad[0]) * row + tail
     border, source = t.alloc_buffer((total,), image.dtype), flat(image)
 
+    is_float = image.dtype == "float32"
+    value = t.float32(fill) if is_float else t.cast(t.int32(fill), image.dtype)
+
     def set_to_fill(start: Expr, count: int) -> None:
         if count:
             with t.serial(count) as i:
-                t.buffer_store(border, t.cast(t.int32(fill), image.dtype), [start + i])
+                t.buffer_store(border, value, [start + i])
 
     first = pad[0] * row
     set_to_fill(0, first)
@@ -116,6 +119,40 @@ def padded_copy(
         set_to_fill(first + h * row + side + run, side)
     set_to_fill(first + height * row, first + tail)
     return border
+
+
+def store_features(
+    out: Buffer, start: Expr, found: Expr, channel: Expr, features: int, lanes: int
+) -> None:
+    """Store a register of features, but none that there is not.
+
+    Args:
+        out: Flat.
+        start: Where.
+        found: The register.
+        channel: The first feature in it.
+        features: Of the layer.
+        lanes: Of the register.
+    """
+    t = tir()
+    if features % lanes == 0:
+        t.buffer_store(out, found, [ramp(start, lanes)])
+        return
+    spill = t.alloc_buffer((lanes,), out.dtype)
+    t.buffer_store(spill, found, [ramp(0, lanes)])
+    with t.If(channel + lanes <= features):
+        with t.Then():
+            t.buffer_store(out, spill[ramp(0, lanes)], [ramp(start, lanes)])
+        with t.Else():
+            done = 0
+            for width in powers(features % lanes):
+                t.buffer_store(out, spill[ramp(done, width)], [ramp(start + done, width)])
+                done += width
+
+
+def powers(number: int) -> list[int]:
+    """Return the powers of two that sum to a number, the largest first."""
+    return [1 << bit for bit in reversed(range(number.bit_length())) if number >> bit & 1]
 
 
 Argument = tuple[Sequence[Any], str]
@@ -173,7 +210,7 @@ def each_vector(
 
 @dataclass(frozen=True)
 class Accumulators:
-    """Registers of int32.
+    """Registers of int32 or float32.
 
     Args:
         buffers: One a register. TVM puts on the stack, whence LLVM takes them to registers, what is of global
@@ -185,9 +222,9 @@ class Accumulators:
     lanes: int
 
     @staticmethod
-    def make(count: int, lanes: int) -> Accumulators:
+    def make(count: int, lanes: int, dtype: str = "int32") -> Accumulators:
         """Return new ones."""
-        buffers = [tir().alloc_buffer((lanes,), "int32") for _ in range(count)]
+        buffers = [tir().alloc_buffer((lanes,), dtype) for _ in range(count)]
         return Accumulators(buffers, lanes)
 
     def get(self, index: int) -> Expr:

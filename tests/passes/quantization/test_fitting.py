@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qcompile.compiler.ir.quant import QuantSpec, parse_weight_spec
-from qcompile.passes.quantization.fitting import fitting_spec, formats
+from qcompile.passes.quantization.fitting import fitting_spec, formats, unfit
 
 INT4 = parse_weight_spec("int4 full per_group(1,32) fp16-scale")
 
@@ -68,7 +68,19 @@ INT4 = parse_weight_spec("int4 full per_group(1,32) fp16-scale")
             "palette4 fp16 per_channels(10)",
             "groups of 16 do not divide 40: groups of 10",
         ),
-        ("int4 sym per_group(1,32)", (8, 60), "", ""),  # not ours to change
+        (
+            "int4 full per_group(1,32)",
+            (8, 60),
+            "int4 full per_group(1,30)",
+            "groups of 32 do not divide 60: groups of 30",
+        ),
+        (
+            "int4 full per_group(1,32)",
+            (8, 1, 3, 3),
+            "int4 full per_channel(0)",
+            "groups of 32 do not divide 1: a scale a channel",
+        ),
+        ("int4 full per_channel(0)", (8, 60), "", ""),  # not ours to change
         ("palette2 fp16 per_tensor", (7, 5), "", ""),
     ],
 )
@@ -105,3 +117,16 @@ def test_an_integer_engine_gets_what_it_asked_for() -> None:
 def test_eight_bits_have_nothing_wider() -> None:
     spec = parse_weight_spec("int8 sym per_channel(0) fp16-scale")
     assert formats(spec, (8, 8)) == [(spec, "")]
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        ("int4 full per_group(1,32)", 32),
+        ("int4 full per_group(1,32) fp16-scale", 16),
+        ("palette4 fp16 per_channels(16)", 16),
+        ("int8 sym per_channel(0)", 32),
+    ],
+)
+def test_what_fits_nothing_has_the_width_of_its_scales(text: str, bits: int) -> None:
+    assert unfit(parse_weight_spec(text)).bits == bits

@@ -97,6 +97,14 @@ class Tied(nn.Module):
         return self.table(ids) @ self.table.weight.T
 
 
+def test_recurrent_weights_stay_where_no_engine_decodes_them() -> None:
+    graph = _traced(Model())
+    step = _pass(recurrent=False)
+    assert run(graph, [step])[0].rewrites == 1
+    assert [r.name for r in step.log.layers] == ["table.weight"]
+    assert not graph.calls(*WEIGHT_DECODERS)
+
+
 def test_a_tied_table_is_left_alone() -> None:
     graph = _traced(Tied())
     assert run(graph, [_pass()])[0].rewrites == 0

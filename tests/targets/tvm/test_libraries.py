@@ -62,7 +62,7 @@ def test_missing_tools_name_their_package(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"^g\+\+, .* not installed: apt-get install g\+\+$"):
         native.build_program(tmp_path, "x86_64")
     with pytest.raises(TargetError, match=r"^qemu-aarch64, .* apt-get install qemu-user$"):
-        native.run_program(tmp_path, "aarch64", tmp_path / "i.npz", tmp_path / "o.npz")
+        native.run_program(tmp_path, tmp_path, "aarch64", tmp_path / "i.npz", tmp_path / "o.npz")
     assert not (tmp_path / "lib").exists()
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,13 +44,12 @@ def swapped_axes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wrong_multiplier(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let layers scale their sums by 5 % too much."""
-    real = converters._constants
+    real = converters._Layer.constants
 
-    def other(kernel: Any, zero_point: int, factors: Any, *rest: Any) -> Any:
-        multiplier, offset = factors
-        return real(kernel, zero_point, [multiplier * np.float32(1.05), offset], *rest)
+    def other(self: Any, kernel: Any, multiplier: Any, offset: Any) -> Any:
+        return real(self, kernel, multiplier * 1.05, offset)
 
-    monkeypatch.setattr(converters, "_constants", other)
+    monkeypatch.setattr(converters._Layer, "constants", other)
 
 
 @pytest.mark.parametrize(

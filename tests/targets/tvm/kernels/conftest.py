@@ -16,6 +16,7 @@ from qcompile.targets.tvm.kernels import instructions
 from qcompile.targets.tvm.kernels.choice import CpuKernels, CudaKernels, Kernels
 from qcompile.targets.tvm.kernels.cuda import Grid
 from qcompile.targets.tvm.kernels.instructions import Instructions
+from qcompile.targets.tvm.kernels.vectors import Vectors
 from qcompile.targets.tvm.machine import Machine
 
 AVX2 = ("avx2", "fma", "f16c")
@@ -57,22 +58,44 @@ class Cpu:
         return int(2 ** (self.kernels.weight_bits - 1)) - 1
 
     def call(self, kernel: Any, *arrays: NDArray[Any]) -> NDArray[Any]:
-        """Compile a kernel and call it; return its last argument, which it fills.
+        """Compile a kernel and call it; see ``called``."""
+        return called(self.machine, kernel, *arrays)
 
-        Args:
-            kernel: A TIR function.
-            arrays: Its arguments; the last is for the result.
-        """
-        import tvm
 
-        module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-        built = tvm.compile(module, target=self.machine.target())
-        memory, output = _guarded(arrays[-1])
-        given = [tvm.runtime.tensor(a) for a in arrays[:-1]]
-        built["main"](*given, tvm.runtime.from_dlpack(output))
-        assert (memory[:EDGE] == 0xA5).all(), "written before the output"
-        assert (memory[EDGE + output.nbytes :] == 0xA5).all(), "written after the output"
-        return output.copy()
+@dataclass(frozen=True)
+class FloatCpu:
+    """A machine here that float kernels are compiled for."""
+
+    machine: Machine
+
+    @property
+    def vectors(self) -> Vectors:
+        """Its registers."""
+        return self.machine.vectors
+
+    def call(self, kernel: Any, *arrays: NDArray[Any]) -> NDArray[Any]:
+        """Compile a kernel and call it; see ``called``."""
+        return called(self.machine, kernel, *arrays)
+
+
+def called(machine: Machine, kernel: Any, *arrays: NDArray[Any]) -> NDArray[Any]:
+    """Compile a kernel and call it; return its last argument, which it fills.
+
+    Args:
+        machine: For which.
+        kernel: A TIR function.
+        arrays: Its arguments; the last is for the result.
+    """
+    import tvm
+
+    module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+    built = tvm.compile(module, target=machine.target())
+    memory, output = _guarded(arrays[-1])
+    given = [tvm.runtime.tensor(a) for a in arrays[:-1]]
+    built["main"](*given, tvm.runtime.from_dlpack(output))
+    assert (memory[:EDGE] == 0xA5).all(), "written before the output"
+    assert (memory[EDGE + output.nbytes :] == 0xA5).all(), "written after the output"
+    return output.copy()
 
 
 def _guarded(like: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -106,6 +129,25 @@ def cpu(request: pytest.FixtureRequest) -> Cpu:
     except BundleError as error:
         pytest.skip(str(error))
     return found
+
+
+FLOAT_CPUS = {
+    "avx512": Machine("x86_64", AVX512, "cascadelake"),
+    "avx2": Machine("x86_64", AVX2, "haswell"),
+    "no fma": Machine("x86_64", (), "x86-64-v2"),
+}
+
+
+@pytest.fixture(scope="module", params=FLOAT_CPUS)
+def float_cpu(request: pytest.FixtureRequest) -> FloatCpu:
+    """One of the CPUs whose registers this one has."""
+    pytest.importorskip("tvm", reason="apache-tvm is not installed")
+    found = FLOAT_CPUS[request.param]
+    try:
+        check_machine(found.arch, found.features)
+    except BundleError as error:
+        pytest.skip(str(error))
+    return FloatCpu(found)
 
 
 @pytest.fixture(scope="session")
