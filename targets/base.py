@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,6 +72,22 @@ DEFAULT_WEIGHTS = WeightOptions()
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What the user says about measuring schedules, for formats that have any.
+
+    Args:
+        trials: Candidates to measure in all; 0 for none.
+        database: File or folder of results; ``None`` for the cache's, which counts only with ``trials``.
+    """
+
+    trials: int = 0
+    database: Path | None = None
+
+
+NO_TUNING = Tuning()
+
+
+@dataclass(frozen=True)
 class Order:
     """What is to be emitted: for whom, and in which formats.
 
@@ -79,11 +95,15 @@ class Order:
         name: Of the model.
         device: Facts.
         scheme: Formats.
+        tuning: What is to be measured.
+        on_tuning: Told the share that is measured, and lines that say what was found.
     """
 
     name: str
     device: Device
     scheme: Scheme
+    tuning: Tuning = NO_TUNING
+    on_tuning: Callable[[float, Sequence[str]], None] = field(default=lambda share, lines: None)
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,17 @@ class Emitter(ABC):
         Raises:
             TargetError: A tool is missing; names all of them.
         """
+
+    def check_tuning(self, tuning: Tuning, device: Device) -> None:
+        """Raise for tuning that the format has not got, or that cannot be done here.
+
+        Raises:
+            TargetError: Always, if anything is asked for, unless the format says otherwise.
+        """
+        if tuning != NO_TUNING:
+            raise TargetError(
+                f"{self.name} has nothing to tune: leave out --tune and --tune-database, or use --format tvm"
+            )
 
     @abstractmethod
     def check(self, graph: Graph, device: Device) -> None:

@@ -18,6 +18,7 @@ PUBLIC = [
     "Bundle",
     "QCompileError",
     "Session",
+    "Tuning",
     "WeightOptions",
     "compile",
     "load",

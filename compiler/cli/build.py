@@ -48,6 +48,10 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
 @click.option("--channel-scales", is_flag=True, help="Palettes with a scale a channel besides.")
 @click.option("--minimum-os", metavar="VERSION", help="Oldest system to run on; default: the "
               "device's; see `qcompile targets NAME`.")  # fmt: skip
+@click.option("--tune", "trials", type=int, default=0, metavar="N", help="tvm: measure N schedules "
+              "of the operators that TVM schedules itself; goes on where it stopped.")  # fmt: skip
+@click.option("--tune-database", type=click.Path(path_type=Path), metavar="FILE",
+              help="Read measured schedules from here and add to them; default: the cache.")  # fmt: skip
 @click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
               show_default=True, help="How weights are rounded.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
@@ -71,12 +75,13 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     from qcompile.compiler.driver import dry_run as plan
     from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
-    from qcompile.targets.base import WeightOptions
+    from qcompile.targets.base import Tuning, WeightOptions
 
     given["keep_float"] = frozenset(given.pop("ignore"))
     given["format"] = given.pop("format_")
     names = ("granularity", "group_size", "palette_entries", "channel_scales")
     given["weights"] = WeightOptions(**{name: given.pop(name) for name in names})
+    given["tuning"] = Tuning(given.pop("trials"), given.pop("tune_database"))
     options = BuildOptions(**given)
     options.resolve()
     if output is not None and not dry_run:

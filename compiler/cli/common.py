@@ -7,14 +7,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from qcompile.runtime.errors import QCompileError
 
@@ -82,7 +83,8 @@ def _message(error: BaseException) -> str:
         verb = error.ctx.command_path if error.ctx else "qcompile"
         return f"{error.format_message().rstrip('.')}; see `{verb} --help`"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; no bundle was written or changed"
+        kept = f"; {error}" if str(error) else ""
+        return f"interrupted; no bundle was written or changed{kept}"
     text = (str(error).splitlines() or [""])[0]
     return (
         f"qcompile failed ({type(error).__name__}: {text}); this is a defect: run it again with "
@@ -100,6 +102,21 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 
+class _Display(Bars):
+    """A bar, and lines below it."""
+
+    lines: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn; no more lines than the terminal has."""
+        yield from super().get_renderables()
+        if self.lines:
+            fitting = self.lines[: max(1, self.console.height - 3)]
+            yield Text(
+                "\n".join(f"  {line}" for line in fitting), no_wrap=True, overflow="ellipsis"
+            )
+
+
 @contextmanager
 def progress_display(*, quiet: bool) -> Iterator[Any]:
     """Give a ``Progress`` that draws on stderr: a bar at a terminal, nothing elsewhere."""
@@ -115,10 +132,18 @@ def progress_display(*, quiet: bool) -> Iterator[Any]:
         BarColumn(),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=err, transient=True) as bars:
+    with _Display(*columns, console=err, transient=True) as bars:
         task = bars.add_task("load", total=None)
 
         def stage(name: str) -> None:
+            bars.lines = ()
             bars.reset(task, description=name, total=None)
 
-        yield Progress(stage, lambda share: bars.update(task, total=1.0, completed=share))
+        def share(done: float) -> None:
+            bars.update(task, total=1.0, completed=done)
+
+        def measured(done: float, lines: Sequence[str]) -> None:
+            bars.lines = lines
+            bars.update(task, description="tune", total=1.0, completed=done)
+
+        yield Progress(stage, share, measured)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,14 @@ from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
 from qcompile.runtime.vectors import save_arrays
-from qcompile.targets.base import DEFAULT_WEIGHTS, Emitted, Recipe, WeightOptions
+from qcompile.targets.base import (
+    DEFAULT_WEIGHTS,
+    NO_TUNING,
+    Emitted,
+    Recipe,
+    Tuning,
+    WeightOptions,
+)
 
 VECTORS = 16
 """Samples in ``vectors/``."""
@@ -43,6 +50,7 @@ class BuildOptions:
         precision: If not the device's own.
         weights: How weights are stored, beyond the precision.
         minimum_os: Oldest system that the artifact is to run on, if not the device's own.
+        tuning: What is to be measured for formats that have schedules: tvm.
         rounding: ``nearest``, ``gptq`` or ``adaround``.
         calibrate: Path of calibration data, ``random``, or ``None`` for the model file's own.
         num_samples: Of the calibration data; all by default.
@@ -60,6 +68,7 @@ class BuildOptions:
     precision: str | None = None
     weights: WeightOptions = DEFAULT_WEIGHTS
     minimum_os: str | None = None
+    tuning: Tuning = NO_TUNING
     rounding: str = "gptq"
     calibrate: str | Path | Mapping[str, Any] | None = None
     num_samples: int | None = None
@@ -77,13 +86,14 @@ class BuildOptions:
         Raises:
             TargetError: A word is unknown, or the words do not fit each other.
         """
-        return resolve(
+        found = resolve(
             self.target,
             format=self.format,
             precision=self.precision,
             weights=self.weights,
             minimum_os=self.minimum_os,
         )
+        return found.tuned(self.tuning)
 
 
 @dataclass
@@ -152,7 +162,8 @@ def build(
             run_passes(work)
         with work.stage("emit"):
             assert work.quantized is not None
-            emitted = target.emitter.emit(work.quantized, stage, target.order(source.name))
+            order = replace(target.order(source.name), on_tuning=work.progress.measured)
+            emitted = target.emitter.emit(work.quantized, stage, order)
             write.write_runtime(stage / "run.pyz")
         with work.stage("verify"):
             manifest = verify(work, stage, emitted)

@@ -93,6 +93,7 @@ def _options(work: Build) -> dict[str, Any]:
         "precision": work.target.scheme.precision,
         "rounding": o.rounding,
         "seed": o.seed,
+        "tune": o.tuning.trials,
         "target": o.target if not o.target.endswith(".toml") else work.target.name,
     }
 

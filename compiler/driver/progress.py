@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Two callbacks.
+    """Callbacks.
 
     Args:
         stage: Told the name of each stage when it starts.
         share: Told the share of the stage that is done, 0 to 1.
+        measured: Told the share of tuning that is done, and lines that say what was found.
     """
 
     stage: Callable[[str], None] = lambda name: None
     share: Callable[[float], None] = lambda share: None
+    measured: Callable[[float, Sequence[str]], None] = lambda share, lines: None

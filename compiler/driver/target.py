@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.base import (
     DEFAULT_WEIGHTS,
+    NO_TUNING,
     Emitter,
     Order,
     Scheme,
+    Tuning,
     WeightOptions,
     emitter_names,
     find_emitter,
@@ -28,16 +30,27 @@ class Target:
         device: Facts.
         emitter: Of the format.
         scheme: Formats of weights and activations.
+        tuning: What is to be measured while it is emitted.
     """
 
     name: str
     device: Device
     emitter: Emitter
     scheme: Scheme
+    tuning: Tuning = NO_TUNING
 
     def order(self, model: str) -> Order:
         """Return what is to be emitted for a model of this name."""
-        return Order(model, self.device, self.scheme)
+        return Order(model, self.device, self.scheme, self.tuning)
+
+    def tuned(self, tuning: Tuning) -> Target:
+        """Return this target with something to measure.
+
+        Raises:
+            TargetError: The format has no tuning, or this machine cannot do it.
+        """
+        self.emitter.check_tuning(tuning, self.device)
+        return replace(self, tuning=tuning)
 
 
 def resolve(

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from qcompile.compiler.driver import BuildOptions, Bundle, compile
     from qcompile.runtime import Session, load
     from qcompile.runtime.errors import QCompileError
-    from qcompile.targets.base import WeightOptions
+    from qcompile.targets.base import Tuning, WeightOptions
 
 __all__ = [
     "BuildOptions",
     "Bundle",
     "QCompileError",
     "Session",
+    "Tuning",
     "WeightOptions",
     "compile",
     "load",
@@ -35,6 +36,7 @@ _HOMES = {
     "Bundle": "qcompile.compiler.driver",
     "QCompileError": "qcompile.runtime.errors",
     "Session": "qcompile.runtime",
+    "Tuning": "qcompile.targets.base",
     "WeightOptions": "qcompile.targets.base",
     "compile": "qcompile.compiler.driver",
     "load": "qcompile.runtime",

@@ -24,6 +24,7 @@ from qcompile.targets.base import (
     Order,
     Recipe,
     Scheme,
+    Tuning,
     WeightOptions,
 )
 from qcompile.targets.device import Device
@@ -45,6 +46,7 @@ from qcompile.targets.tvm.float_lower import lower_floats
 from qcompile.targets.tvm.lower import lower
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.tools import load_tvm
+from qcompile.targets.tvm.tuning import check as check_tuning
 
 EMULATED_PROOF = {
     "engine": "the bundle's program under qemu-user",
@@ -78,6 +80,9 @@ class TvmEmitter(Emitter):
         if missing:
             raise TargetError("; ".join(missing))
 
+    def check_tuning(self, tuning: Tuning, device: Device) -> None:
+        check_tuning(tuning, device)
+
     def check(self, graph: Graph, device: Device) -> None:
         planning.refuse_unsupported(graph, Machine.of(device))
 
@@ -110,19 +115,21 @@ class TvmEmitter(Emitter):
             lower_floats(lowered)
             if order.scheme.activation is None:
                 floats = planning.slow_floats(lowered)
-        program.build_library(lowered, machine, folder / program.LIBRARY)
+        tuned = program.build_library(lowered, machine, folder / program.LIBRARY, order)
         if machine.gpu is not None:
             stand_in.build(lowered, machine.stand_in, folder)
         native.build_program(folder, machine.arch, has_cuda=machine.gpu is not None)
         files = sorted(f for f in folder.rglob("*") if f.is_file())
         version = libraries.versions()
-        engine = {"name": "tvm", "minimum": "0.27", "options": machine.options()}
+        measured = {"tuning": tuned.facts} if tuned.facts else {}
+        engine = {"name": "tvm", "minimum": "0.27", "options": machine.options(), **measured}
         return Emitted(
             program.LIBRARY,
             tuple(f.relative_to(folder).as_posix() for f in files),
             engine,
             tuple(floats),
             {"apache-tvm": version[0], "apache-tvm-ffi": version[1]},
+            notes=tuned.notes,
         )
 
     def engine_class(self) -> type[Engine] | None:

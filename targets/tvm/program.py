@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 
 from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.targets.tvm import cuda, gpu_schedules, half, libraries, sizes
+from qcompile.targets.base import Order
+from qcompile.targets.tvm import cuda, gpu_schedules, half, libraries, sizes, tuning
 from qcompile.targets.tvm.converters import Converters
 from qcompile.targets.tvm.float_converters import FloatConverters
 from qcompile.targets.tvm.machine import Machine
@@ -106,19 +107,34 @@ class _Constants:
         return value.detach()
 
 
-def build_library(graph: Graph, machine: Machine, file: Path) -> None:
+def build_library(
+    graph: Graph, machine: Machine, file: Path, order: Order | None = None
+) -> tuning.Tuned:
     """Compile a lowered graph into a shared library.
+
+    Args:
+        graph: After ``lower``.
+        machine: For whom.
+        file: The library.
+        order: Says what is to be tuned; ``None`` for nothing.
+
+    Returns:
+        What became of the operators that TVM schedules itself.
 
     Raises:
         UnsupportedError: TVM cannot import it.
         TargetError: A compiler is missing, or refuses what TVM wrote.
+        OutputError: The tuning database cannot be written.
     """
     tvm = load_tvm()
-    compiler = libraries.compiler(machine.arch)
+    compiler, target = libraries.compiler(machine.arch), machine.target()
     module = imported(decomposed(graph), machine)
-    target, pipeline, pack = machine.target(), "default", None
-    if machine.gpu is not None:
-        pipeline = gpu_schedules.pipeline(target)
+    if machine.gpu is None:
+        tuned, pack = tuning.apply(module, machine, order), None
+        pipeline = tuning.finish(target)
+    else:
+        tuned, pipeline = tuning.Tuned(module, ()), gpu_schedules.pipeline(target)
         pack = partial(cuda.pack_imports, machine.gpu.arch)
-    executable = tvm.compile(module, target, relax_pipeline=pipeline)
+    executable = tvm.compile(tuned.module, target, relax_pipeline=pipeline)
     executable.export_library(str(file), cc=compiler, options=LINK, fpack_imports=pack)
+    return tuned

@@ -28,8 +28,8 @@ from qcompile.targets.tvm.tools import tir
 
 THREADS = 128
 """Of a block."""
-OURS = {"tirx.is_scheduled": True, "op_pattern": 8}
-"""Keeps TVM's own GPU schedules off a function, and TVM from joining it to others."""
+OPAQUE = 8
+"""TVM's word for a function that is not joined to others."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def kernel(arguments: Mapping[str, Argument]) -> Iterator[Function]:
     """Build a TIR function that names its threads itself; see ``parts.function``."""
     with function(arguments) as found:
         yield found
-    found.result = found.result.with_attrs(OURS)
+    found.result = found.result.with_attr("op_pattern", OPAQUE)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def function(arguments: Mapping[str, Argument]) -> Iterator[Function]:
     t = tir()
     found = Function()
     with IRBuilder() as builder, t.prim_func(s_tir=True):
-        t.func_attr({"tirx.noalias": True})
+        t.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         handles = [t.arg(name, t.handle()) for name in arguments]
         found.batch = t.int64()
         for handle, (shape, dtype) in zip(handles, arguments.values(), strict=True):
