@@ -1,9 +1,9 @@
-"""TVM's own float kernels, in their default schedule and tuned, beside ONNX Runtime's, on one thread.
+"""TVM's own float kernels, default and tuned, beside ours and ONNX Runtime's, on one thread.
 
     python benchmarks/tvm_tune.py --data shared --model resnet20 --trials 200
 
-DATA holds models/NAME.py with models/NAME.safetensors. Schedules are measured anew, unless --tune-database
-names a file.
+DATA holds models/NAME.py with models/NAME.safetensors. TVM's own kernels are what `--tune` works on where
+this project has none. Schedules are measured anew, unless --tune-database names a file.
 """
 
 from __future__ import annotations
@@ -13,57 +13,78 @@ import os
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure_tvm import medians_us, session_run
+from measure_tvm import Run, medians_us, session_run
 
 from qcompile.compiler.driver import BuildOptions, build
 from qcompile.compiler.driver.bench import cpu_name
-from qcompile.compiler.driver.progress import Progress
-from qcompile.compiler.frontend.load import load
-from qcompile.targets.base import NO_TUNING, Tuning
+from qcompile.compiler.frontend.load import Source, load
+from qcompile.passes import base
+from qcompile.passes.pipelines import float_pipeline
+from qcompile.runtime.sessions.tvm import Engine
+from qcompile.targets.base import Tuning
+from qcompile.targets.tvm.machine import Machine
+from qcompile.targets.tvm.program import build_library
 
 HERE = Path(__file__).parent
 TARGET = "x86-avx512-vnni"
-ORT, DEFAULT = "ONNX Runtime float32", "TVM float32, default schedule"
+ORT, OURS, DEFAULT = (
+    "ONNX Runtime float32",
+    "qcompile float32, in TVM",
+    "TVM's own float32, default",
+)
 PACKAGES = ("apache-tvm", "apache-tvm-ffi", "onnxruntime", "torch")
 
 
 def main() -> None:
-    """Build three bundles, measure them in turn, print a table."""
+    """Build four libraries, measure them in turn, print a table."""
     given = _arguments()
     os.environ["BENCHMARK_MODEL"] = str(given.data / "models" / f"{given.model}.py")
     torch.set_num_threads(1)
-    tuned = f"TVM float32, {given.trials} trials"
+    source = load(str(HERE / "vision_model.py"))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         database = given.tune_database or work / "tuning.jsonl"
-        wanted = {
-            ORT: ("onnx", NO_TUNING),
-            DEFAULT: ("tvm", NO_TUNING),
-            tuned: ("tvm", Tuning(given.trials, database)),
+        tuned = Tuning(given.trials, database)
+        makers = {
+            ORT: lambda: session_run(_bundle(source, work / "onnx.qc", "onnx")),
+            OURS: lambda: session_run(_bundle(source, work / "tvm.qc", "tvm")),
+            DEFAULT: lambda: _own(source, work / "default.so", None),
+            f"TVM's own float32, {given.trials} trials": lambda: _own(
+                source, work / "tuned.so", tuned
+            ),
         }
-        seconds = {}
-        bundles = {}
-        for name, (format, tuning) in wanted.items():
+        runs, seconds = {}, {}
+        for name, make in makers.items():
             start = time.perf_counter()
-            bundles[name] = _bundle(work / f"{len(bundles)}.qc", format, tuning)
+            runs[name] = make()
             seconds[name] = time.perf_counter() - start
         image = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
-        runs = {name: session_run(bundle) for name, bundle in bundles.items()}
         found = medians_us(runs, image, given.rounds, 10)
     _report(given.model, found, seconds)
 
 
-def _bundle(folder: Path, format: str, tuning: Tuning) -> Path:
-    source = load(str(HERE / "vision_model.py"))
-    options = BuildOptions(
-        target=TARGET, format=format, precision="fp32", tuning=tuning, evaluate=False
-    )
-    return build(source, folder, options, progress=Progress(measured=_say)).path
+def _bundle(source: Source, folder: Path, format: str) -> Path:
+    options = BuildOptions(target=TARGET, format=format, precision="fp32", evaluate=False)
+    return build(source, folder, options).path
+
+
+def _own(source: Source, file: Path, tuning: Tuning | None) -> Run:
+    """Compile the graph as TVM does it, without kernels of this project."""
+    target = BuildOptions(target=TARGET, format="tvm", precision="fp32").resolve()
+    graph = source.graph.copy()
+    base.run(graph, float_pipeline(), base.RunOptions(check=False))
+    machine, order = Machine.of(target.device), None
+    if tuning is not None:
+        order = replace(target.tuned(tuning).order("peer"), on_tuning=_say)
+    build_library(graph, machine, file, order)
+    engine = Engine(file, machine.options(), 1)
+    return lambda images: engine.run([images])[0]
 
 
 def _say(share: float, lines: object) -> None:

@@ -199,3 +199,4 @@ TABLE = torch.ops.qcompile.integer_table.default
 GLOBAL_AVERAGE = torch.ops.qcompile.integer_global_average.default
 MAX_POOL = torch.ops.qcompile.integer_max_pool2d.default
 QUANTIZE_CHANNELS_LAST = torch.ops.qcompile.quantize_channels_last.default
+OPS = (CONV, LINEAR, ADD, TABLE, GLOBAL_AVERAGE, MAX_POOL, QUANTIZE_CHANNELS_LAST)

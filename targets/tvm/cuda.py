@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,11 +21,10 @@ from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.tvm.tools import load_tvm
 
 SYMBOL = "__tvm_ffi__library_bin"
-OPTIONS = (
-    "-O3",
-    "-fmad=false",  # codes are rounded as on a CPU: after the product, and after the sum
-    *("-diag-suppress", "177"),  # TVM names what it does not use
-)
+OPTIONS = ("-O3", "-diag-suppress", "177")
+"""TVM names what it does not use, 177."""
+EXACT = "-fmad=false"
+"""Codes are rounded as on a CPU: after the product, and after the sum."""
 BINARY = "fatbin"
 
 
@@ -47,12 +47,15 @@ def has_gpu() -> bool:
     return bool(load_tvm().cuda(0).exist)
 
 
-def compile_source(source: str, arch: str, kind: str = BINARY) -> bytes:
+def compile_source(
+    source: str, arch: str, options: Sequence[str] = (), kind: str = BINARY
+) -> bytes:
     """Compile CUDA C++.
 
     Args:
         source: As TVM writes it.
         arch: ``sm_80``.
+        options: More of them, ``EXACT``.
         kind: ``fatbin``, which holds PTX for later GPUs too, or ``ptx``.
 
     Raises:
@@ -64,7 +67,7 @@ def compile_source(source: str, arch: str, kind: str = BINARY) -> bytes:
         folder = Path(temporary)
         (folder / "kernels.cu").write_text(source, encoding="utf-8")
         target = ["-gencode", f"arch={virtual},code={codes}", f"-{kind}", "kernels.cu"]
-        command = [compiler(), *OPTIONS, *target, "-o", "kernels.out"]
+        command = [compiler(), *OPTIONS, *options, *target, "-o", "kernels.out"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
             lines = (result.stderr or result.stdout).strip().splitlines() or ["no reason given"]
@@ -72,7 +75,9 @@ def compile_source(source: str, arch: str, kind: str = BINARY) -> bytes:
         return (folder / "kernels.out").read_bytes()
 
 
-def pack_imports(arch: str, module: Any, is_system: bool, prefix: str, folder: str) -> str:
+def pack_imports(
+    arch: str, options: Sequence[str], module: Any, is_system: bool, prefix: str, folder: str
+) -> str:
     """Write the assembly of what a module imports, its CUDA code compiled; return its file.
 
     A hook of TVM's ``Module.export_library``.
@@ -83,7 +88,7 @@ def pack_imports(arch: str, module: Any, is_system: bool, prefix: str, folder: s
     blob = bytes(int(number, 16) for number in re.findall(r"0x([0-9a-f]{1,2})", text))
     for part in _of_cuda(module):
         source = part.inspect_source()
-        blob = replaced(blob, source.encode(), compile_source(source, arch))
+        blob = replaced(blob, source.encode(), compile_source(source, arch, options))
     binary, file = Path(folder) / "imports.bin", Path(folder) / "imports.S"
     binary.write_bytes(blob)
     file.write_text(

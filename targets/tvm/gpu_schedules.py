@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from typing import Any
 
 from qcompile.targets.tvm.tools import load_tvm
@@ -38,7 +40,8 @@ def pipeline(target: Any) -> Any:
 
 
 def rules() -> list[Any]:
-    """Return TVM's rules in its order, each with one step after the product and none that raises."""
+    """Return TVM's rules in its order, none of which raises."""
+    _import_intrinsics()
     from tvm.s_tir.dlight import gpu
 
     first = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction())
@@ -46,37 +49,39 @@ def rules() -> list[Any]:
 
 
 def _attempt(rule: Any) -> Any:
-    """Return a rule that leaves to the next what it cannot schedule.
-
-    A rule expects at most one step after a reduction; here steps that follow each other are made one.
-    """
+    """Return a rule that leaves to the next what it cannot schedule."""
     from tvm.s_tir.dlight import ScheduleRule
     from tvm.s_tir.schedule import ScheduleError
 
     class Attempt(ScheduleRule):  # type: ignore[misc]
         def apply(self, func: Any, target: Any, tunable: bool) -> Any:
             try:
-                return rule.apply(_merged(func), target, tunable)
+                return rule.apply(func, target, tunable)
             except ScheduleError:
                 return None
 
     return Attempt()
 
 
-def _merged(func: Any) -> Any:
-    """Return a function whose steps after its only reduction are one step."""
-    from tvm import s_tir
-    from tvm.s_tir.schedule import ScheduleError
+def _import_intrinsics() -> None:
+    """Import the instructions of tensor cores, which the rule for products asks for, in seconds.
 
-    schedule = s_tir.Schedule(func)
-    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-    steps = [b for b in blocks if all(v.iter_type == v.DataPar for v in schedule.get(b).iter_vars)]
-    if len(steps) != len(blocks) - 1:
-        return func
-    for step in steps:
-        if schedule.get_producers(step):
-            try:
-                schedule.compute_inline(step)
-            except ScheduleError:
-                continue  # it makes the function's result
-    return schedule.mod["main"]
+    TVM asks ``inspect`` for the stack at each of them, and ``inspect`` tries all modules for each frame:
+    half a minute where PyTorch is loaded. Meanwhile the module of a file is looked for once.
+    """
+    real: Any = inspect.getmodule
+    known: dict[str, Any] = {}
+
+    def remembered(thing: Any, file: str | None = None) -> Any:
+        key = file or (thing.f_code.co_filename if inspect.isframe(thing) else None)
+        if key is None:
+            return real(thing, file)
+        if key not in known:
+            known[key] = real(thing, file)
+        return known[key]
+
+    inspect.getmodule = remembered  # type: ignore[assignment]
+    try:
+        importlib.import_module("tvm.s_tir.tensor_intrin.cuda")
+    finally:
+        inspect.getmodule = real

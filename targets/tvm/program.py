@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.targets.base import Order
-from qcompile.targets.tvm import cuda, gpu_schedules, half, libraries, sizes, tuning
+from qcompile.targets.tvm import code_ops, cuda, gpu_schedules, half, libraries, sizes, tuning
 from qcompile.targets.tvm.converters import Converters
 from qcompile.targets.tvm.float_converters import FloatConverters
 from qcompile.targets.tvm.machine import Machine
@@ -134,7 +134,8 @@ def build_library(
         pipeline = tuning.finish(target)
     else:
         tuned, pipeline = tuning.Tuned(module, ()), gpu_schedules.pipeline(target)
-        pack = partial(cuda.pack_imports, machine.gpu.arch)
+        options = [cuda.EXACT] if graph.calls(*code_ops.OPS) else []
+        pack = partial(cuda.pack_imports, machine.gpu.arch, options)
     executable = tvm.compile(tuned.module, target, relax_pipeline=pipeline)
     executable.export_library(str(file), cc=compiler, options=LINK, fpack_imports=pack)
     return tuned

@@ -102,7 +102,7 @@ def _expression(size: Any, symbols: Mapping[sympy.Symbol, Any]) -> Any:
     if isinstance(size, FloorDiv):
         return parts[0] // parts[1]
     if not isinstance(size, (sympy.Add, sympy.Mul)):
-        raise ValueError(f"the size {size} of a value")
+        raise ValueError("a size follows from free ones in a way that TVM cannot say")
     total = parts[0]
     for part in parts[1:]:
         total = total + part if isinstance(size, sympy.Add) else total * part

@@ -200,7 +200,8 @@ class _Applied:
 
 def _untuned_notes(tasks: Tasks) -> tuple[str, ...]:
     tunable = sum(task.calls for task in tasks.tunable)
-    said = f"{_operators(tunable)} run TVM's default schedule; --tune N measures better ones"
+    run = "runs" if tunable == 1 else "run"
+    said = f"{_operators(tunable)} {run} TVM's default schedule; --tune N measures better ones"
     return ((said,) if tunable else ()) + _free_notes(tasks)
 
 

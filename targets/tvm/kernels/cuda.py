@@ -8,17 +8,14 @@ thread after the other: that is how they are verified where there is no GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qcompile.targets.tvm.kernels.elementwise import quantized, sum_of_codes
 from qcompile.targets.tvm.kernels.parts import (
     BATCH,
-    Argument,
     Codes,
-    Function,
     function,
     requantize,
     widen,
@@ -28,16 +25,6 @@ from qcompile.targets.tvm.tools import tir
 
 THREADS = 128
 """Of a block."""
-OPAQUE = 8
-"""TVM's word for a function that is not joined to others."""
-
-
-@contextmanager
-def kernel(arguments: Mapping[str, Argument]) -> Iterator[Function]:
-    """Build a TIR function that names its threads itself; see ``parts.function``."""
-    with function(arguments) as found:
-        yield found
-    found.result = found.result.with_attr("op_pattern", OPAQUE)
 
 
 @dataclass(frozen=True)
@@ -101,7 +88,7 @@ def add(
     """Return the TIR function ``(a, b, y)``; see ``elementwise.add``."""
     tensor = (BATCH, *shape)
     arguments = {"a": (tensor, dtypes[0]), "b": (tensor, dtypes[1]), "y": (tensor, codes.dtype)}
-    with kernel(arguments) as found:
+    with function(arguments) as found:
         a, b, y = found.buffers
 
         def body(index: list[Any]) -> None:
@@ -118,7 +105,7 @@ def table(grid: Grid, shape: Sequence[int], dtype: str, result: str) -> Any:
     tensor = (BATCH, *shape)
     arguments = {"x": (tensor, dtype), "table": ((256,), result), "y": (tensor, result)}
     first = -128 if dtype == "int8" else 0
-    with kernel(arguments) as found:
+    with function(arguments) as found:
         x, entries, y = found.buffers
         grid.each(
             found.batch,
@@ -135,7 +122,7 @@ def quantize_channels_last(
     channels, height, width = shape
     last = (height, width, channels)
     arguments = {"x": ((BATCH, *shape), "float32"), "y": ((BATCH, *last), codes.dtype)}
-    with kernel(arguments) as found:
+    with function(arguments) as found:
         x, y = found.buffers
 
         def body(index: list[Any]) -> None:
@@ -153,7 +140,7 @@ def global_average(
     t = tir()
     height, width, channels = size
     arguments = {"x": ((BATCH, *size), "int8"), "y": ((BATCH, 1, 1, channels), codes.dtype)}
-    with kernel(arguments) as found:
+    with function(arguments) as found:
         x, y = found.buffers
 
         def body(index: list[Any]) -> None:
@@ -177,7 +164,7 @@ def maximum(grid: Grid, window: Window, codes: Codes) -> Any:
         "x": ((BATCH, *window.image, channels), codes.dtype),
         "y": ((BATCH, *window.output, channels), codes.dtype),
     }
-    with kernel(arguments) as found:
+    with function(arguments) as found:
         x, y = found.buffers
 
         def body(index: list[Any]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompile.targets.tvm.kernels.cuda import Grid, inside, kernel, places, registers
-from qcompile.targets.tvm.kernels.parts import BATCH, Argument, Codes, requantize, widen
+from qcompile.targets.tvm.kernels.cuda import Grid, inside, places, registers
+from qcompile.targets.tvm.kernels.parts import BATCH, Argument, Codes, function, requantize, widen
 from qcompile.targets.tvm.kernels.shapes import Window
 from qcompile.targets.tvm.tools import tir
 
@@ -76,7 +76,7 @@ class _Conv:
             "offset": ((window.features,), "float32"),
             "y": ((BATCH, rows, columns, window.features), self.codes.dtype),
         }
-        with kernel(arguments) as found:
+        with function(arguments) as found:
             shape = rows, columns // self.pixels, self.groups
             self.grid.each(found.batch, shape, lambda index: self._thread(*index, *found.buffers))
         return found.result
@@ -135,7 +135,7 @@ def depthwise(grid: Grid, window: Window, zero_point: int, codes: Codes) -> Any:
         "offset": ((channels,), "float32"),
         "y": ((BATCH, *window.output, channels), codes.dtype),
     }
-    with kernel(arguments) as found:
+    with function(arguments) as found:
         x, weights, sums, multiplier, offset, y = found.buffers
 
         def body(index: list[Any]) -> None:

@@ -158,6 +158,8 @@ def powers(number: int) -> list[int]:
 Argument = tuple[Sequence[Any], str]
 """Shape and dtype of a function's argument; the size ``BATCH`` is one number for the whole function."""
 BATCH = None
+OURS = {"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8}
+"""What TVM is told of a kernel: no two arguments overlap, it has its schedule, nothing is joined to it."""
 
 
 @contextmanager
@@ -168,7 +170,7 @@ def function(arguments: Mapping[str, Argument]) -> Iterator[Function]:
     t = tir()
     found = Function()
     with IRBuilder() as builder, t.prim_func(s_tir=True):
-        t.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        t.func_attr(OURS)
         handles = [t.arg(name, t.handle()) for name in arguments]
         found.batch = t.int64()
         for handle, (shape, dtype) in zip(handles, arguments.values(), strict=True):
