@@ -97,6 +97,7 @@ def floats(graph: Graph) -> list[dict[str, Any]]:
         if node.op != "call_function" or getattr(node.target, "namespace", "") != "aten":
             continue
         value = node.meta.get("val")
+        value = value[0] if isinstance(value, tuple) else value
         if isinstance(value, Tensor) and value.is_floating_point() and node.target not in _FREE:
             op = str(node.target).split(".")[1]
             reason = conv_reason(node) if node.target == aten.conv2d.default else ""

@@ -192,6 +192,11 @@ def test_a_free_image_size_stays_float() -> None:
     assert rows["conv2d"] == "the size of its image is free"
 
 
+def test_a_recurrent_layer_stays_float_and_is_named() -> None:
+    graph = trace(nn.LSTM(3, 4, batch_first=True).eval(), (torch.randn(2, 5, 3),))
+    assert "lstm" in {row["op"] for row in planning.floats(graph)}
+
+
 def test_cat_is_of_codes_channels_last() -> None:
     def both(x: Tensor, second: nn.Module) -> Tensor:
         left = functional.relu(x)
