@@ -6,6 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
+from qcompile.targets.tvm import shape_functions
 from qcompile.targets.tvm.tools import load_tvm
 
 
@@ -30,6 +31,7 @@ def pipeline(target: Any) -> Any:
         dlight.ApplyDefaultSchedule(*rules()),
         *cuda.dataflow_lower_passes(target),
         *cuda.finalize_passes(target),
+        shape_functions.in_order(),
     ]
 
     def run(module: Any, context: Any) -> Any:

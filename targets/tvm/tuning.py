@@ -11,7 +11,7 @@ from typing import Any
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.base import NO_TUNING, Order, Tuning
 from qcompile.targets.device import Device, host_device
-from qcompile.targets.tvm import libraries
+from qcompile.targets.tvm import libraries, shape_functions
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.tools import load_tvm
 from qcompile.targets.tvm.tuning_batch import for_each_image, free_sizes
@@ -126,7 +126,11 @@ def finish(target: Any) -> Callable[[Any, Any], Any]:
     tvm = load_tvm()
     from tvm.relax.backend.cpu_generic import pipeline
 
-    passes = [*pipeline.dataflow_lower_passes(target), *pipeline.finalize_passes(target)]
+    passes = [
+        *pipeline.dataflow_lower_passes(target),
+        *pipeline.finalize_passes(target),
+        shape_functions.in_order(),
+    ]
 
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def rest(module: Any, _: Any) -> Any:
