@@ -31,6 +31,8 @@ def for_one_image(function: Any) -> Any | None:
     Returns:
         ``None`` unless the only free size is the batch, the first axis, and each image is computed alone.
     """
+    if any(not hasattr(parameter.ty, "shape") for parameter in function.params):
+        return None  # a size is an argument of its own
     free = free_sizes(function)
     if not free:
         return function

@@ -116,3 +116,10 @@ def test_a_known_size_needs_no_loop() -> None:
     _, tasks = _tasks(nn.Softmax(1), 4, 7)
     function = tasks.tunable[0].function
     assert for_one_image(function).same_as(function)
+
+
+def test_a_size_that_is_an_argument_of_its_own_is_free() -> None:
+    te = pytest.importorskip("tvm.te", reason="apache-tvm is not installed")
+    size = te.var("n", "int64")
+    values = te.compute((8,), lambda i: size + i)
+    assert for_one_image(te.create_prim_func([size, values])) is None
