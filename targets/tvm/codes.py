@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import DEQUANTIZE, QUANTIZE, aten
 
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -50,16 +51,25 @@ class Stored:
 
 def stored(node: fx.Node) -> Stored:
     """Return what computes codes, behind a permute that the next op may not need."""
-    if is_shown_first(node):
-        assert isinstance(node.args[0], fx.Node)
-        return Stored(node.args[0].name, True)
-    return Stored(node.name, False)
+    last = shown(node)
+    return Stored(node.name, False) if last is None else Stored(last.name, True)
 
 
 def is_shown_first(node: fx.Node) -> bool:
     """Return whether a node moves the channels to where PyTorch has them."""
     order: Any = node.args[1] if len(node.args) > 1 else None
     return node.target == aten.permute.default and list(order) == TO_FIRST
+
+
+def channels_first(graph: Graph, node: fx.Node) -> fx.Node:
+    """Add what shows ``[batch, height, width, channels]`` with channels first."""
+    return graph.add_call(aten.permute.default, node, TO_FIRST)
+
+
+def shown(node: fx.Node) -> fx.Node | None:
+    """Return the value with channels last that a node shows with channels first."""
+    source = node.args[0] if is_shown_first(node) else None
+    return source if isinstance(source, fx.Node) else None
 
 
 def feeds_quantizer(node: fx.Node) -> bool:

@@ -22,12 +22,13 @@ from qcompile.passes.graph.fusion import fused_activation
 from qcompile.targets.tvm import float_ops as ops
 from qcompile.targets.tvm.capabilities import conv_reason, conv_settings
 from qcompile.targets.tvm.codes import (
-    TO_FIRST,
     TO_LAST,
     Stored,
     both,
+    channels_first,
     is_fixed,
     is_shown_first,
+    shown,
     stored,
 )
 from qcompile.targets.tvm.float_weights import FloatWeight, float_weight
@@ -82,13 +83,12 @@ class _Lowering:
 
     def first(self, node: fx.Node) -> fx.Node:
         """Return ``[batch, height, width, channels]`` with channels first again."""
-        return self.graph.add_call(aten.permute.default, node, TO_FIRST)
+        return channels_first(self.graph, node)
 
     def last(self, node: fx.Node) -> fx.Node:
         """Return ``[batch, channels, height, width]`` with channels last; once for all that read it."""
-        if is_shown_first(node):
-            assert isinstance(node.args[0], fx.Node)
-            return node.args[0]
+        if (last := shown(node)) is not None:
+            return last
         if node not in self.permuted:
             known = self.graph.constant(node)
             if known is not None:

@@ -20,15 +20,16 @@ from qcompile.compiler.ir.ops import DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, QUANTIZ
 from qcompile.targets.tvm import code_ops as ops
 from qcompile.targets.tvm.capabilities import INTEGER_OPS, UNARY, conv_reason, conv_settings
 from qcompile.targets.tvm.codes import (
-    TO_FIRST,
     TO_LAST,
     Format,
     Stored,
     both,
+    channels_first,
     coded,
     feeds_quantizer,
     is_fixed,
     is_shown_first,
+    shown,
     stored,
 )
 
@@ -82,14 +83,11 @@ class _Lowering:
 
     def first(self, node: fx.Node) -> fx.Node:
         """Return ``[batch, height, width, channels]`` with channels first again."""
-        return self.graph.add_call(aten.permute.default, node, TO_FIRST)
+        return channels_first(self.graph, node)
 
     def last(self, node: fx.Node) -> fx.Node:
         """Return ``[batch, channels, height, width]`` with channels last."""
-        if is_shown_first(node):
-            assert isinstance(node.args[0], fx.Node)
-            return node.args[0]
-        return self.graph.add_call(aten.permute.default, node, TO_LAST)
+        return shown(node) or self.graph.add_call(aten.permute.default, node, TO_LAST)
 
     def pair(self, *nodes: fx.Node) -> tuple[list[fx.Node], bool]:
         """Return nodes of one shape in one layout, and whether that is channels last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -224,6 +224,3 @@ def _operators(count: int) -> str:
 
 def _version() -> str:
     return libraries.versions()[0]
-
-
-__all__: Sequence[str] = ("Tuned", "apply", "check", "finish", "target_words")
