@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from float_vision import MODELS, load_images, load_model
-from measure_coreml import FLOAT, Outputs, eager, interpreted, package_bytes, run_all, slowdown
+from measure_coreml import FLOAT, Outputs, interpreted, package_bytes, run_all, slowdown
 from measure_coreml import weight_bytes as stored_bytes
 from measure_int8 import agreement, sqnr_db, top1
 from peers_coreml import INPUT, PEERS
 from report_coreml import OURS, Result, Row, environment, markdown
+from runs import eager
 
 from qcompile.compiler.driver.build import BuildOptions, build
 from qcompile.compiler.frontend.load import Source, from_module

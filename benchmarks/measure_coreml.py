@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+from runs import Run
 
 from qcompile.targets.coreml.session import ReferenceEngine
 
 FLOAT = "PyTorch"
-Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -27,17 +26,6 @@ class Outputs:
 
     logits: np.ndarray
     seconds: np.ndarray
-
-
-def eager(module: torch.nn.Module) -> Run:
-    """Return what runs a batch in PyTorch, in float32."""
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            logits: np.ndarray = module(torch.from_numpy(images)).numpy()
-        return logits
-
-    return run
 
 
 def interpreted(package: Path) -> Run:

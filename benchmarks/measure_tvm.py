@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure_int8 import agreement, sqnr_db
+from runs import Run
 
 from qcompile.compiler.driver.build import (
     Build,
@@ -39,7 +40,6 @@ from qcompile.runtime.session import Session
 with numpy.load(sys.argv[2]) as arrays:
     Session(sys.argv[1]).run(dict(arrays))
 """
-Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,6 @@ def quantized_graph(model_file: Path, calibration: Path, **options: Any) -> Grap
     run_passes(work)
     assert work.quantized is not None
     return work.quantized
-
-
-def eager(module: torch.nn.Module) -> Run:
-    """Return what runs images in PyTorch."""
-
-    def run(images: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            logits: np.ndarray = module(torch.from_numpy(images)).numpy()
-        return logits
-
-    return run
 
 
 def graph_run(graph: Graph) -> Run:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure_tvm import Run, medians_us, session_run
+from measure_tvm import medians_us, session_run
+from runs import Run
 
 from qcompile.compiler.driver import BuildOptions, build
 from qcompile.compiler.driver.bench import cpu_name

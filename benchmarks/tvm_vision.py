@@ -26,9 +26,7 @@ from float_vision import MODELS, load_images, load_model
 from measure_int8 import agreement, run_measured, sqnr_db, top1
 from measure_tvm import (
     Closeness,
-    Run,
     closeness,
-    eager,
     emulated,
     graph_run,
     load_ms,
@@ -42,6 +40,7 @@ from measure_tvm import (
     startup_ms,
 )
 from report_tvm import Costs, Result, Row, environment, markdown
+from runs import Run, eager
 
 HERE = Path(__file__).parent
 MODEL_FILE = HERE / "vision_model.py"
