@@ -96,6 +96,7 @@ class Order:
         device: Facts.
         scheme: Formats.
         tuning: What is to be measured.
+        objects: Whether the objects of a library are wanted besides it.
         on_tuning: Told the share that is measured, and lines that say what was found.
     """
 
@@ -103,6 +104,7 @@ class Order:
     device: Device
     scheme: Scheme
     tuning: Tuning = NO_TUNING
+    objects: bool = False
     on_tuning: Callable[[float, Sequence[str]], None] = field(default=lambda share, lines: None)
 
 
@@ -159,6 +161,8 @@ class Emitter(ABC):
     description: ClassVar[str]
     bare_device: ClassVar[str] = "host"
     """For whom it emits if the user names the format as the target."""
+    has_objects: ClassVar[bool] = False
+    """Whether an artifact is linked from objects that a user may want."""
 
     def precisions(self, device: Device) -> Sequence[str]:
         """Return what this format can store for a device."""

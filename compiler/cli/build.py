@@ -52,6 +52,9 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
               "of the operators that TVM schedules itself; goes on where it stopped.")  # fmt: skip
 @click.option("--tune-database", type=click.Path(path_type=Path), metavar="FILE",
               help="Read measured schedules from here and add to them; default: the cache.")  # fmt: skip
+@click.option(
+    "--objects", is_flag=True, help="tvm: also write objects.tar, for apps that link themselves."
+)
 @click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
               show_default=True, help="How weights are rounded.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")

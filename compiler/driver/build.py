@@ -18,7 +18,7 @@ from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target, resolve
 from qcompile.compiler.frontend.calibration import RANDOM, load_samples
 from qcompile.compiler.frontend.load import Source
-from qcompile.compiler.ir.errors import CalibrationError, GateError, ModelError
+from qcompile.compiler.ir.errors import CalibrationError, GateError, ModelError, TargetError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
@@ -51,6 +51,7 @@ class BuildOptions:
         weights: How weights are stored, beyond the precision.
         minimum_os: Oldest system that the artifact is to run on, if not the device's own.
         tuning: What is to be measured for formats that have schedules: tvm.
+        objects: Also write the objects of a library, for apps that link themselves: tvm.
         rounding: ``nearest``, ``gptq`` or ``adaround``.
         calibrate: Path of calibration data, ``random``, or ``None`` for the model file's own.
         num_samples: Of the calibration data; all by default.
@@ -69,6 +70,7 @@ class BuildOptions:
     weights: WeightOptions = DEFAULT_WEIGHTS
     minimum_os: str | None = None
     tuning: Tuning = NO_TUNING
+    objects: bool = False
     rounding: str = "gptq"
     calibrate: str | Path | Mapping[str, Any] | None = None
     num_samples: int | None = None
@@ -93,6 +95,8 @@ class BuildOptions:
             weights=self.weights,
             minimum_os=self.minimum_os,
         )
+        if self.objects and not found.emitter.has_objects:
+            raise TargetError(f"{found.emitter.name} has no objects: leave out --objects")
         return found.tuned(self.tuning)
 
 
@@ -162,7 +166,11 @@ def build(
             run_passes(work)
         with work.stage("emit"):
             assert work.quantized is not None
-            order = replace(target.order(source.name), on_tuning=work.progress.measured)
+            order = replace(
+                target.order(source.name),
+                objects=options.objects,
+                on_tuning=work.progress.measured,
+            )
             emitted = target.emitter.emit(work.quantized, stage, order)
             write.write_runtime(stage / "run.pyz")
         with work.stage("verify"):

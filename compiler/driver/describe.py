@@ -90,6 +90,7 @@ def _options(work: Build) -> dict[str, Any]:
         "minimum_os": o.minimum_os,
         "num_samples": o.num_samples,
         "palette_entries": o.weights.palette_entries,
+        "objects": o.objects,
         "precision": work.target.scheme.precision,
         "rounding": o.rounding,
         "seed": o.seed,

@@ -60,6 +60,7 @@ class TvmEmitter(Emitter):
 
     name = "tvm"
     description = "a library compiled by TVM, with a C++ runtime"
+    has_objects = True
 
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS

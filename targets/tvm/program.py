@@ -14,7 +14,16 @@ from torch.export import ExportedProgram
 from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.targets.base import Order
-from qcompile.targets.tvm import code_ops, cuda, gpu_schedules, half, libraries, sizes, tuning
+from qcompile.targets.tvm import (
+    code_ops,
+    cuda,
+    gpu_schedules,
+    half,
+    libraries,
+    objects,
+    sizes,
+    tuning,
+)
 from qcompile.targets.tvm.converters import Converters
 from qcompile.targets.tvm.float_converters import FloatConverters
 from qcompile.targets.tvm.machine import Machine
@@ -116,7 +125,7 @@ def build_library(
         graph: After ``lower``.
         machine: For whom.
         file: The library.
-        order: Says what is to be tuned; ``None`` for nothing.
+        order: Says what is to be tuned, and whether the objects are wanted; ``None`` for neither.
 
     Returns:
         What became of the operators that TVM schedules itself.
@@ -137,5 +146,7 @@ def build_library(
         options = [cuda.EXACT] if graph.calls(*code_ops.OPS) else []
         pack = partial(cuda.pack_imports, machine.gpu.arch, options)
     executable = tvm.compile(tuned.module, target, relax_pipeline=pipeline)
-    executable.export_library(str(file), cc=compiler, options=LINK, fpack_imports=pack)
+    link = partial(objects.link, is_archived=order is not None and order.objects)
+    files = {"fcompile": link, "fpack_imports": pack}
+    executable.export_library(str(file), cc=compiler, options=LINK, **files)
     return tuned
