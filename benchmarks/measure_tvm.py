@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,15 @@ from qcompile.compiler.driver.build import (
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.frontend.load import load
 from qcompile.compiler.ir.graph import Graph
+from qcompile.passes import base
+from qcompile.passes.pipelines import float_pipeline
 from qcompile.runtime.session import Session
+from qcompile.runtime.sessions.tvm import Engine
 from qcompile.runtime.vectors import save_arrays
+from qcompile.targets.base import NO_TUNING, Tuning
 from qcompile.targets.tvm.engine import run_emulated
+from qcompile.targets.tvm.machine import Machine
+from qcompile.targets.tvm.program import build_library
 
 INPUT = "image"
 CLOSE = 1e-4
@@ -119,6 +125,28 @@ def session_run(bundle: Path) -> Run:
     """Return what runs images in a bundle, on one thread."""
     session = Session(bundle)
     return lambda images: next(iter(session.run({INPUT: images}).values()))
+
+
+def own_run(model_file: Path, target: str, library: Path, tuning: Tuning = NO_TUNING) -> Run:
+    """Compile a float model as TVM does it, without kernels of this project, for one thread.
+
+    Args:
+        model_file: As the command line's.
+        target: As the command line's.
+        library: To write.
+        tuning: Of TVM's schedules.
+    """
+    resolved = BuildOptions(target=target, format="tvm", precision="fp32").resolve()
+    graph, machine = load(str(model_file)).graph.copy(), Machine.of(resolved.device)
+    base.run(graph, float_pipeline(), base.RunOptions(check=False))
+    order = replace(resolved.tuned(tuning).order("peer"), on_tuning=_say)
+    build_library(graph, machine, library, order)
+    engine = Engine(library, machine.options(), 1)
+    return lambda images: engine.run([images])[0]
+
+
+def _say(share: float, lines: object) -> None:
+    print(f"\r{share:4.0%}", end="", file=sys.stderr, flush=True)
 
 
 def emulated(bundle: Path, images: np.ndarray) -> np.ndarray:

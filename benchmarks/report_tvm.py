@@ -20,9 +20,13 @@ NEAR = (
     "artifact", "compared with", "images", "logits that differ", "images equal %", "same class %",
     "largest difference", "SQNR dB",
 )  # fmt: skip
+OWN_IMAGES = 1_000
+"""Test images that TVM's own float libraries are judged on."""
 NOTES = f"""\
 Agreement and SQNR are with the logits of the float32 model in PyTorch, over 10,000 test images if not
 said otherwise. The rows of ONNX Runtime and of TVM are bundles of this project for x86-avx512-vnni.
+TVM's own float32 is the same graph without kernels of this project: in TVM's default schedule, and in the
+fastest ones of so many trials of `--tune`. Its default is slow, so the first {OWN_IMAGES:,} images must do.
 
 Bytes: the artifact is `model.onnx`, `model.so`, or the file of weights. Deployed is what must be on the
 device beside Python and numpy: for ONNX Runtime the model and the installed files of the onnxruntime
@@ -31,7 +35,7 @@ package; for TVM `model.so`, the runtime libraries, `run` and the manifest, and 
 Latency: batch 1, one thread. In Python all rows alternate in one process, bundles by `Session.run`; in C++
 it is what `run --calls N --threads 1` prints, one program after the other, so that its caches stay warm.
 The machine had other work: the measurement was repeated, and of each row the best median is shown. Rows of
-int8 and int4 weights have float32 activations.
+int8 and int4 weights have float32 activations. TVM's own libraries are no bundles: the engine is called.
 
 Load: `Session(bundle)` with the engine's package imported, digests of all files compared. Start-up: a
 fresh process from its start to its end, which loads the bundle and runs one image; the disk's cache is
@@ -112,7 +116,7 @@ def markdown(results: Sequence[Result], facts: Mapping[str, str]) -> str:
     lines = ["# TVM vision models beside ONNX Runtime", "", NOTES]
     for result in results:
         lines += [f"## {result.model}", "", *_table(COLUMNS, 1, map(_cells, result.rows)), ""]
-        lines += [_verdict(result.rows), ""]
+        lines += [_verdict(result.rows), "", _floats(result.rows), ""]
         lines += [*_table(NEAR, 2, map(_near_cells, result.near)), "", *_sizes(result.sizes), ""]
     lines += ["## Environment", "", *(f"- {name}: {value}" for name, value in facts.items())]
     return "\n".join(lines) + "\n"
@@ -160,6 +164,14 @@ def _verdict(rows: Sequence[Row]) -> str:
         f"TVM int8 takes {python:.2f} times as long as ONNX Runtime int8 in Python, "
         f"and {program:.2f} times in C++ beside ONNX Runtime in Python."
     )
+
+
+def _floats(rows: Sequence[Row]) -> str:
+    """Return how long TVM's float32 takes beside ONNX Runtime's, in Python."""
+    theirs = next(row for row in rows if row.name == "ONNX Runtime float32").python_us
+    ours = [row for row in rows if row.name.startswith("TVM") and "float32" in row.name]
+    shares = "; ".join(f"{row.name}: {row.python_us / theirs:.2f}" for row in ours)
+    return f"Beside ONNX Runtime float32, in Python: {shares}."
 
 
 def _sizes(sizes: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -21,16 +21,17 @@ from float_vision import MODELS, load_images, load_model
 
 from qcompile.compiler.driver.build import Build, BuildOptions, calibration_samples, run_passes
 from qcompile.compiler.driver.progress import Progress
+from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.load import from_module
 from qcompile.compiler.ir.graph import Graph
-from qcompile.targets.tvm import native, probe
+from qcompile.targets.tvm import probe
 from qcompile.targets.tvm.machine import Machine
 
 INPUT = "image"
 
 
-def quantized(model: str, options: argparse.Namespace) -> tuple[Graph, Machine]:
-    """Return the quantized graph of a model, and the CPU."""
+def quantized(model: str, options: argparse.Namespace) -> tuple[Graph, Target]:
+    """Return the quantized graph of a model, and the target."""
     file = options.data / "models" / f"{model}.py"
     module = load_model(file, file.with_suffix(".safetensors")).eval()
     shapes = {INPUT: {0: torch.export.Dim("batch", min=1, max=1000)}}
@@ -43,16 +44,15 @@ def quantized(model: str, options: argparse.Namespace) -> tuple[Graph, Machine]:
     work.samples = calibration_samples(source, work.target, settings)
     run_passes(work)
     assert work.quantized is not None
-    return work.quantized, Machine.of(work.target.device)
+    return work.quantized, work.target
 
 
-def rows(
-    graph: Graph, machine: Machine, images: np.ndarray, batch: int
-) -> Iterator[dict[str, Any]]:
+def rows(graph: Graph, target: Target, images: np.ndarray, batch: int) -> Iterator[dict[str, Any]]:
     """Yield a row a stored value and batch."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        native.build_program(folder, machine.arch)
+        target.emitter.emit(graph, folder, target.order("model"))
+        machine = Machine.of(target.device)
         for start in range(0, len(images), batch):
             part = np.ascontiguousarray(images[start : start + batch])
             found = probe.engine_errors(graph, machine, folder, {INPUT: part})

@@ -10,29 +10,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 import time
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from measure_tvm import medians_us, session_run
-from runs import Run
+from measure_tvm import medians_us, own_run, session_run
 
 from qcompile.compiler.driver import BuildOptions, build
 from qcompile.compiler.driver.bench import cpu_name
 from qcompile.compiler.frontend.load import Source, load
-from qcompile.passes import base
-from qcompile.passes.pipelines import float_pipeline
-from qcompile.runtime.sessions.tvm import Engine
 from qcompile.targets.base import Tuning
-from qcompile.targets.tvm.machine import Machine
-from qcompile.targets.tvm.program import build_library
 
-HERE = Path(__file__).parent
+MODEL_FILE = Path(__file__).parent / "vision_model.py"
 TARGET = "x86-avx512-vnni"
 ORT, OURS, DEFAULT = (
     "ONNX Runtime float32",
@@ -47,7 +39,7 @@ def main() -> None:
     given = _arguments()
     os.environ["BENCHMARK_MODEL"] = str(given.data / "models" / f"{given.model}.py")
     torch.set_num_threads(1)
-    source = load(str(HERE / "vision_model.py"))
+    source = load(str(MODEL_FILE))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         database = given.tune_database or work / "tuning.jsonl"
@@ -55,9 +47,9 @@ def main() -> None:
         makers = {
             ORT: lambda: session_run(_bundle(source, work / "onnx.qc", "onnx")),
             OURS: lambda: session_run(_bundle(source, work / "tvm.qc", "tvm")),
-            DEFAULT: lambda: _own(source, work / "default.so", None),
-            f"TVM's own float32, {given.trials} trials": lambda: _own(
-                source, work / "tuned.so", tuned
+            DEFAULT: lambda: own_run(MODEL_FILE, TARGET, work / "default.so"),
+            f"TVM's own float32, {given.trials:,} trials": lambda: own_run(
+                MODEL_FILE, TARGET, work / "tuned.so", tuned
             ),
         }
         runs, seconds = {}, {}
@@ -73,23 +65,6 @@ def main() -> None:
 def _bundle(source: Source, folder: Path, format: str) -> Path:
     options = BuildOptions(target=TARGET, format=format, precision="fp32", evaluate=False)
     return build(source, folder, options).path
-
-
-def _own(source: Source, file: Path, tuning: Tuning | None) -> Run:
-    """Compile the graph as TVM does it, without kernels of this project."""
-    target = BuildOptions(target=TARGET, format="tvm", precision="fp32").resolve()
-    graph = source.graph.copy()
-    base.run(graph, float_pipeline(), base.RunOptions(check=False))
-    machine, order = Machine.of(target.device), None
-    if tuning is not None:
-        order = replace(target.tuned(tuning).order("peer"), on_tuning=_say)
-    build_library(graph, machine, file, order)
-    engine = Engine(file, machine.options(), 1)
-    return lambda images: engine.run([images])[0]
-
-
-def _say(share: float, lines: object) -> None:
-    print(f"\r{share:4.0%}", end="", file=sys.stderr, flush=True)
 
 
 def _report(model: str, found: dict[str, float], seconds: dict[str, float]) -> None:

@@ -6,7 +6,8 @@ The same float model, the same 512 calibration images, one run:
 
 DATA holds models/NAME.py with models/NAME.safetensors, data/cifar10_test.npz and
 data/cifar10_calibration.npz. Needs a CPU with AVX-512 VNNI, a C++ compiler for it and one for aarch64,
-and qemu-aarch64.
+and qemu-aarch64. TVM's own float kernels are tuned with --trials, for a quarter of an hour a network; what
+was measured before is in the cache or in --tune-database.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from measure_tvm import (
     load_ms,
     logits_of,
     medians_us,
+    own_run,
     package_bytes,
     parts,
     program_us,
@@ -39,8 +41,10 @@ from measure_tvm import (
     session_run,
     startup_ms,
 )
-from report_tvm import Costs, Result, Row, environment, markdown
+from report_tvm import OWN_IMAGES, Costs, Result, Row, environment, markdown
 from runs import Run, eager
+
+from qcompile.targets.base import NO_TUNING, Tuning
 
 HERE = Path(__file__).parent
 MODEL_FILE = HERE / "vision_model.py"
@@ -121,16 +125,36 @@ def benchmark(model: str, options: argparse.Namespace, folder: Path) -> Result:
     arm = {target: build(target, "tvm", "int8", inputs, reuse=reuse) for target in ARM}
     runs = {FLOAT: eager(load_model(inputs.file, inputs.file.with_suffix(".safetensors")).eval())}
     runs |= {name: session_run(artifact.bundle) for name, artifact in here.items()}
-    logits = {name: _logits(name, run, inputs) for name, run in runs.items()}
-    rows = measure(inputs, options, here, runs, logits)
+    logits = {name: _logits(name, run, inputs.images) for name, run in runs.items()}
+    own = own_runs(inputs, options)
+    logits |= {name: _logits(name, run, inputs.images[:OWN_IMAGES]) for name, run in own.items()}
+    rows = measure(inputs, options, here, runs | own, logits)
     sizes = {target: parts(a.bundle) for target, a in ({HOST: here[TVM_INT8]} | arm).items()}
     near = compare(inputs, options.emulated, logits, arm)
     return Result(model, rows, near, sizes)
 
 
-def _logits(name: str, run: Run, inputs: Inputs) -> np.ndarray:
-    tell(f"{inputs.file.stem}: logits of {name}")
-    return logits_of(run, inputs.images)
+def own_runs(inputs: Inputs, options: argparse.Namespace) -> dict[str, Run]:
+    """Compile the network as TVM does it, without kernels of this project."""
+    kinds = {
+        "default": NO_TUNING,
+        f"{options.trials:,} trials": Tuning(options.trials, options.tune_database),
+    }
+    found = {}
+    for kind, tuning in kinds.items():
+        name = f"TVM's own float32, {kind}"
+        tell(f"{inputs.file.stem}: compiling {name}")
+        found[name] = own_run(MODEL_FILE, HOST, _library(inputs, name), tuning)
+    return found
+
+
+def _library(inputs: Inputs, name: str) -> Path:
+    return inputs.folder / f"{name}.so"
+
+
+def _logits(name: str, run: Run, images: np.ndarray) -> np.ndarray:
+    tell(f"{name}: {len(images)} images")
+    return logits_of(run, images)
 
 
 def measure(
@@ -146,10 +170,10 @@ def measure(
     rows = []
     for name in runs:
         found = logits[name]
-        accuracy, reference = top1(found, inputs.labels), logits[FLOAT]
+        labels, reference = inputs.labels[: len(found)], logits[FLOAT][: len(found)]
         near = None if name == FLOAT else (agreement(found, reference), sqnr_db(found, reference))
-        costs = costs_of(inputs, artifacts.get(name))
-        rows.append(Row(name, accuracy, near, python_us[name], program.get(name), costs))
+        costs = costs_of(inputs, name, artifacts.get(name))
+        rows.append(Row(name, top1(found, labels), near, python_us[name], program.get(name), costs))
     return rows
 
 
@@ -172,10 +196,11 @@ def best(turns: list[dict[str, float]]) -> dict[str, float]:
     return {name: min(turn[name] for turn in turns) for name in turns[0]}
 
 
-def costs_of(inputs: Inputs, artifact: Artifact | None) -> Costs:
-    """Return bytes and seconds of a bundle; of PyTorch's weights without one."""
+def costs_of(inputs: Inputs, name: str, artifact: Artifact | None) -> Costs:
+    """Return bytes and seconds of a bundle; bytes of PyTorch's weights or of a library without one."""
     if artifact is None:
-        return Costs(inputs.file.with_suffix(".safetensors").stat().st_size)
+        weights = inputs.file.with_suffix(".safetensors")
+        return Costs((weights if name == FLOAT else _library(inputs, name)).stat().st_size)
     bundle, image = artifact.bundle, inputs.images[:1]
     manifest = json.loads((bundle / "manifest.json").read_text())
     size = (bundle / manifest["artifact"]).stat().st_size
@@ -241,6 +266,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--calls", type=int, default=20, help="of each row in a round")
     add("--keep", type=Path, help="leave the bundles in KEEP/MODEL/")
     add("--reuse", action="store_true", help="take what an earlier --keep left there")
+    add("--trials", type=int, default=2000, help="of TVM's own float32")
+    add("--tune-database", type=Path, metavar="FILE", help="its records; default: the cache")
     add("--output", type=Path, help="FILE.md")
     return parser.parse_args(arguments)
 

@@ -126,11 +126,16 @@ class Converters:
         return emit(relax.op.squeeze(part, [axis]))
 
     def _embedding(self, node: fx.Node, importer: Any) -> Any:
-        """Return rows of a table, NaN for one that it has not; TVM's own converter reads beyond its end."""
+        """Return rows of a table, NaN for one that it has not; TVM's own converter reads beyond its end.
+
+        A table of codes has no NaN: there it is the last row, and the row of scales that it is multiplied
+        by is NaN.
+        """
         from tvm import relax
 
         table, indices = (importer.env[n] for n in _arguments(node)[:2])
-        return importer.block_builder.emit(relax.op.take(table, indices, axis=0, mode="nan"))
+        mode = "nan" if node.args[0].meta["val"].is_floating_point() else "clip"
+        return importer.block_builder.emit(relax.op.take(table, indices, axis=0, mode=mode))
 
     def _quantize(self, node: fx.Node, importer: Any) -> Any:
         from tvm import relax

@@ -148,12 +148,14 @@ class _Applied:
         self.used: list[Record] = []
         self.scheduled: set[str] = set()
         self.operators = 0
+        self.unknown = 0
         self.unfit = 0
 
     def take(self, task: Task) -> None:
         """Schedule a task's functions by its best record."""
         best = self.records.best(task.key)
         if best is None:
+            self.unknown += 0 if self.records.of(task.key) else task.calls
             return
         schedule = replay(module_of(task.function), best)
         if schedule is None:
@@ -191,12 +193,11 @@ class _Applied:
 
     def notes(self, tasks: Tasks) -> list[str]:
         """Say what is tuned."""
-        tunable = sum(task.calls for task in tasks.tunable)
-        said = (
-            [f"{self.operators} of {_operators(tunable)} that TVM schedules run tuned"]
-            if tunable
-            else []
-        )
+        said = []
+        if tunable := sum(task.calls for task in tasks.tunable):
+            said.append(f"{self.operators} of {_operators(tunable)} that TVM schedules run tuned")
+        if self.unknown:
+            said.append(f"no record is of {_operators(self.unknown)}; --tune N measures more")
         if self.unfit:
             said.append(f"{self.unfit} record(s) of {self.records.file.name} could not be applied")
         return said

@@ -129,7 +129,7 @@ def _read(records: Records, lines: Sequence[bytes]) -> None:
     for number, line in enumerate(lines, 1):
         if not line:
             continue
-        parsed = _parse(line)
+        parsed = parse(line)
         if parsed is None:
             broken.append(number)
         elif (parsed["tvm"], parsed["target"]) != (records.tvm, records.target):
@@ -153,7 +153,7 @@ def _notes(records: Records, broken: Sequence[int], others: int) -> list[str]:
     return notes
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse(line: bytes) -> dict[str, Any] | None:
     """Return a line's fields, or ``None`` if it is no record."""
     try:
         data = json.loads(line)

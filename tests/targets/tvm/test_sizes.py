@@ -193,6 +193,30 @@ def test_a_word_that_the_table_has_not_is_nan_and_harms_no_other(index: int) -> 
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("index", [-12, 11, 2**40])
+def test_a_table_in_codes_gives_nan_there_too(index: int) -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            codes = torch.randint(-127, 128, (11, 8), dtype=torch.int8)
+            self.register_buffer("codes", codes)
+            self.register_buffer("scale", torch.rand(11, 1))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            rows = functional.embedding(ids, self.codes).float()  # type: ignore[arg-type]
+            return rows * functional.embedding(ids, self.scale)  # type: ignore[arg-type]
+
+    torch.manual_seed(0)
+    module, x = Rows(), torch.tensor([[0, 10, 3]])
+    run = build(module, (x,), None)
+    expected = module(x)
+    torch.testing.assert_close(run(x), expected, rtol=0, atol=0)
+    x[0, 1] = index
+    found = run(x)
+    assert found[0, 1].isnan().all()
+    torch.testing.assert_close(found[0, [0, 2]], expected[0, [0, 2]], rtol=0, atol=0)
+
+
 def test_a_slice_that_starts_before_the_end() -> None:
     module = Ends()
     x = rows(2, 5)

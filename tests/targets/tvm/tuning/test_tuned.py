@@ -80,6 +80,7 @@ def test_another_batch_is_another_task(
     bundle = make(tmp_path / "fixed.qc", Tuning(0, tuned.database), free=False)
     assert counted.calls == 0
     assert bundle.manifest.engine["tuning"]["records"] == 0
+    assert any(note.startswith("no record is of") for note in bundle.manifest.notes)
 
 
 def test_untuned_says_how_many(make: Callable[..., Any], tmp_path: Path) -> None:
