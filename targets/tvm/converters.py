@@ -133,8 +133,9 @@ class Converters:
         """
         from tvm import relax
 
-        table, indices = (importer.env[n] for n in _arguments(node)[:2])
-        mode = "nan" if node.args[0].meta["val"].is_floating_point() else "clip"
+        source, ids = _arguments(node)[:2]
+        table, indices = importer.env[source], importer.env[ids]
+        mode = "nan" if source.meta["val"].is_floating_point() else "clip"
         return importer.block_builder.emit(relax.op.take(table, indices, axis=0, mode=mode))
 
     def _quantize(self, node: fx.Node, importer: Any) -> Any:
