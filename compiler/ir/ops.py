@@ -1,11 +1,12 @@
-"""The ops of the IR beyond ATen: quantize/dequantize of the field, and three of our own.
+"""The ops of the IR beyond ATen: quantize/dequantize of the field, and four of our own.
 
 ``quantized_decomposed`` is what PT2E, ExecuTorch, coremltools and ``torch.onnx`` read. The ops exist
 once ``torch.ao.quantization.fx._decomposed`` is imported; that import is here and nowhere else.
 
 Those ops know one scale a tensor or a channel and float32 values. ``qcompile::dequantize_blockwise``
 and ``qcompile::lookup`` say what engines that decode weights while they load them store: blocks of any
-shape, tables, and values that are rounded to float16 (Core ML's ``constexpr_*``, FORMATS A.8).
+shape, tables, and values that are rounded to float16 (Core ML's ``constexpr_*``, FORMATS A.8);
+``qcompile::decode_blocks`` says what llama.cpp stores (FORMATS A.1).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from qcompile.compiler.ir.blocks.catalog import BLOCK_FORMATS
 from qcompile.compiler.ir.storage import spread, to_half
 
 with warnings.catch_warnings():
@@ -115,5 +117,29 @@ def _(indices: Tensor, lut: Tensor, scale: Tensor | None, float_bits: int) -> Te
 
 
 LOOKUP = torch.ops.qcompile.lookup.default
-WEIGHT_DECODERS = (DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, DEQUANTIZE_BLOCKWISE, LOOKUP)
+
+
+@torch.library.custom_op("qcompile::decode_blocks", mutates_args=())
+def decode_blocks(data: Tensor, format: str) -> Tensor:
+    """Return what ggml's blocks decode to.
+
+    Args:
+        data: uint8 ``[rows, bytes]``: whole blocks of each row.
+        format: Name of a ``BlockFormat``, ``Q4_K``.
+
+    Returns:
+        float32 ``[rows, columns]``.
+    """
+    return BLOCK_FORMATS[format].decode(data)
+
+
+@decode_blocks.register_fake
+def _(data: Tensor, format: str) -> Tensor:
+    layout = BLOCK_FORMATS[format]
+    columns = data.shape[1] // layout.size * layout.block
+    return data.new_empty((data.shape[0], columns), dtype=torch.float32)
+
+
+DECODE_BLOCKS = torch.ops.qcompile.decode_blocks.default
+WEIGHT_DECODERS = (DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, DEQUANTIZE_BLOCKWISE, LOOKUP, DECODE_BLOCKS)
 """What may stand between a stored weight and the op that reads it."""

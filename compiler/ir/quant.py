@@ -16,6 +16,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from qcompile.compiler.ir.blocks.catalog import BLOCK_FORMATS
+from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.palette import PaletteSpec
 from qcompile.compiler.ir.storage import half_scale, to_half
 
@@ -278,7 +280,7 @@ class QuantSpec:
 
 
 WeightSpec = QuantSpec | PaletteSpec
-Spec = WeightSpec | FloatSpec
+Spec = WeightSpec | FloatSpec | BlockFormat
 Plan = Mapping[str, Spec]
 """Parameter name (FQN) -> the format in which it is stored."""
 
@@ -287,6 +289,8 @@ def parse_spec(text: str) -> Spec:
     """Read ``str(spec)`` of any kind."""
     if text in ("fp16", "fp32"):
         return FloatSpec(int(text[2:]))
+    if text in BLOCK_FORMATS:
+        return BLOCK_FORMATS[text]
     return parse_weight_spec(text)
 
 

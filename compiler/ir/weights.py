@@ -12,10 +12,17 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, fx, nn
+
+from qcompile.compiler.ir.errors import ModelError
+
+_ROWS = 4096
+"""Of a matrix that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -27,24 +34,106 @@ class StoredTensor:
         key: Its name there.
         dtype: What it is converted to, if not its own.
         rounded_to: A dtype that it is rounded to first.
+        transposed: The file holds ``[in, out]``, and ``[out, in]`` is wanted.
+        finite: Whether NaN and infinity are refused.
     """
 
     file: Path
     key: str
     dtype: torch.dtype | None = None
     rounded_to: torch.dtype | None = None
+    transposed: bool = False
+    finite: bool = False
 
     def load(self) -> Tensor:
-        """Read the tensor."""
+        """Read the tensor.
+
+        Raises:
+            ModelError: It holds NaN or infinity, and is to be finite.
+        """
         with safe_open(self.file, framework="pt") as reader:
             tensor: Tensor = reader.get_tensor(self.key)
+        if self.finite and (bad := int((~tensor.isfinite()).sum())):
+            raise ModelError(
+                f"{self.key} in {self.file} holds {bad:,} of {tensor.numel():,} values that are NaN or "
+                "infinite: no such model works; download it again, or save it without them"
+            )
+        if self.transposed:
+            tensor = tensor.t().contiguous()
         dtype = self.dtype or tensor.dtype
         return tensor.to(self.rounded_to or dtype).to(dtype)
 
     def shape(self) -> tuple[int, ...]:
         """Return its shape without reading it."""
         with safe_open(self.file, framework="pt") as reader:
-            return tuple(reader.get_slice(self.key).get_shape())
+            shape = tuple(reader.get_slice(self.key).get_shape())
+        return shape[::-1] if self.transposed else shape
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """Bytes of a file of their own that have not been read.
+
+    Args:
+        file: The file, which holds nothing else.
+        rows: That they are cut into.
+    """
+
+    file: Path
+    rows: int
+
+    def load(self) -> Tensor:
+        """Read them: uint8 ``[rows, bytes]``."""
+        return torch.from_numpy(np.fromfile(self.file, dtype=np.uint8)).reshape(self.rows, -1)
+
+    def shape(self) -> tuple[int, ...]:
+        """Return their shape without reading them."""
+        return self.rows, self.file.stat().st_size // self.rows
+
+
+@dataclass(frozen=True, eq=False)
+class ScaledTensor:
+    """A stored tensor that is multiplied whenever it is read.
+
+    Args:
+        stored: The tensor as it is stored.
+        factors: float64, one for each entry along ``axis``.
+        axis: Of the tensor.
+        shift: Added before, taken away after.
+    """
+
+    stored: Stored
+    factors: Tensor
+    axis: int
+    shift: float = 0.0
+
+    def load(self) -> Tensor:
+        """Read and multiply the tensor."""
+        return _scaled(self.stored.load(), self.factors, self.axis, self.shift)
+
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape without reading it."""
+        return self.stored.shape()
+
+
+Stored: TypeAlias = StoredTensor | StoredBytes | ScaledTensor
+
+
+def _scaled(tensor: Tensor, factors: Tensor, axis: int, shift: float) -> Tensor:
+    """Return ``(tensor + shift) * factors - shift``, computed in float64, rounded once."""
+    along = factors.double().reshape(-1, *[1] * (tensor.dim() - 1 - axis))
+    return ((tensor.double() + shift) * along - shift).to(tensor.dtype)
+
+
+def same_numbers(first: StoredTensor, second: StoredTensor) -> bool:
+    """Return whether two tensors in files are equal; a part of each is read at a time."""
+    with safe_open(first.file, "pt") as one, safe_open(second.file, "pt") as other:
+        a, b = one.get_slice(first.key), other.get_slice(second.key)
+        rows = a.get_shape()[0]
+        parts = range(0, rows, _ROWS)
+        return a.get_shape() == b.get_shape() and all(
+            torch.equal(a[i : i + _ROWS], b[i : i + _ROWS]) for i in parts
+        )
 
 
 def stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -53,13 +142,20 @@ def stand_in(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def _stored_digest(stored: StoredTensor) -> str:
-    return _digest(stored.load())
+def _stored_digest(stored: Stored) -> str:
+    """Return the SHA-256 of the bytes as they are stored, and of what is made of them."""
+    if not isinstance(stored, StoredTensor):
+        return _digest(stored.load())
+    raw = replace(stored, dtype=None, rounded_to=None).load()
+    if stored.dtype in (None, raw.dtype) and stored.rounded_to is None:
+        return _digest(raw)
+    made = f"{_digest(raw)} {stored.dtype} {stored.rounded_to}"
+    return hashlib.sha256(made.encode()).hexdigest()
 
 
 def _digest(tensor: Tensor) -> str:
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()[:8]
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
@@ -71,9 +167,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
 class Weights(MutableMapping[str, Tensor]):
     """The constants that a graph's ``get_attr`` nodes name, in the order of their first use."""
 
-    def __init__(
-        self, module: fx.GraphModule, stored: Mapping[str, StoredTensor] | None = None
-    ) -> None:
+    def __init__(self, module: fx.GraphModule, stored: Mapping[str, Stored] | None = None) -> None:
         self._module = module
         self._stored = dict(stored or {})
 
@@ -103,14 +197,45 @@ class Weights(MutableMapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def __contains__(self, name: object) -> bool:
+        return any(n.target == name for n in self._module.graph.find_nodes(op="get_attr"))
+
     @property
-    def stored(self) -> Mapping[str, StoredTensor]:
+    def stored(self) -> Mapping[str, Stored]:
         """Those that are read on demand."""
         return self._stored
 
+    def store(self, name: str, stored: Stored) -> None:
+        """Let a constant, on ``meta``, be read on demand."""
+        assert self.peek(name).is_meta
+        self._stored[name] = stored
+
     def round_stored(self, name: str, dtype: torch.dtype) -> None:
         """Let a stored tensor be rounded to ``dtype`` whenever it is read."""
-        self._stored[name] = replace(self._stored[name], rounded_to=dtype)
+        stored = self._stored[name]
+        assert isinstance(stored, StoredTensor)
+        self._stored[name] = replace(stored, rounded_to=dtype)
+
+    def scale(self, name: str, factors: Tensor, axis: int, shift: float = 0.0) -> None:
+        """Multiply a constant along an axis; a stored one whenever it is read.
+
+        Args:
+            name: Of the constant.
+            factors: One for each entry along ``axis``.
+            axis: Counted from the first.
+            shift: Added before and taken away after: gemma's norms store w for 1 + w.
+        """
+        if self.peek(name).is_meta and name in self._stored:
+            self._stored[name] = ScaledTensor(self._stored[name], factors, axis, shift)
+        else:
+            self[name] = _scaled(self[name], factors, axis, shift)
+
+    def transpose_stored(self, name: str) -> None:
+        """Let a stored matrix be the transposed one whenever it is read."""
+        stored, value = self._stored[name], self.peek(name)
+        assert isinstance(stored, StoredTensor)
+        self[name] = value.t()
+        self._stored[name] = replace(stored, transposed=not stored.transposed)
 
     def peek(self, name: str) -> Tensor:
         """Return the tensor for its shape and dtype only: it may be on ``meta``."""
@@ -121,7 +246,11 @@ class Weights(MutableMapping[str, Tensor]):
         return tensor
 
     def digest(self, name: str) -> str:
-        """Return eight hexadecimal digits of the SHA-256 of the tensor's bytes."""
+        """Return eight hexadecimal digits of ``sha256``."""
+        return self.sha256(name)[:8]
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of the tensor's bytes; of a stored one's as they are stored."""
         tensor = self.peek(name)
         if tensor.is_meta:
             return _stored_digest(self._stored[name]) if name in self._stored else "meta"

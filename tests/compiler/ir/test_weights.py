@@ -92,6 +92,30 @@ def test_a_tensor_that_is_set_is_no_longer_read(stored: tuple[Graph, Graph]) -> 
     assert not torch.equal(twin.weights["0.bias"], torch.ones(8))
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_scaled_in_a_file_as_in_memory(stored: tuple[Graph, Graph], shift: float) -> None:
+    in_memory, graph = stored
+    rows, columns = torch.rand(8).double() + 0.5, torch.rand(4).double() + 0.5
+    exact = (in_memory.weights["0.weight"].double() + shift) * rows[:, None] - shift
+    exact = (exact + shift) * columns - shift
+    for weights in (in_memory.weights, graph.weights):
+        weights.scale("0.weight", rows, 0, shift)
+        weights.scale("0.weight", columns, 1, shift)
+        assert weights["0.weight"].dtype == torch.float32
+        torch.testing.assert_close(weights["0.weight"], exact.float())
+    assert graph.weights.peek("0.weight").is_meta
+    assert graph.weights.stored["0.weight"].shape() == (8, 4)
+    assert torch.equal(graph.weights["0.weight"], in_memory.weights["0.weight"])
+    assert graph.weights.digest("0.weight") == in_memory.weights.digest("0.weight")
+
+
+def test_scaling_a_copy_leaves_the_graph(stored: tuple[Graph, Graph]) -> None:
+    for graph in stored:
+        before = graph.weights["0.weight"]
+        graph.copy().weights.scale("0.weight", torch.full((8,), 2.0), 0)
+        assert torch.equal(graph.weights["0.weight"], before)
+
+
 def test_meta_without_a_file_has_no_digest(graph: Graph) -> None:
     graph.weights["0.bias"] = torch.empty(8, device="meta")
     assert graph.weights.digest("0.bias") == "meta"

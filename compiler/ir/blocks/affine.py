@@ -1,0 +1,71 @@
+"""``AffineFormat``: formats whose values are a step times a code's level."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qcompile.compiler.ir.blocks.format import BlockFormat, Fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffineFormat(BlockFormat):
+    """A format whose values are ``step * level(code) - low``, a step and a low for each sub-block.
+
+    Args:
+        run: Elements that share a step.
+        bits: Of a code.
+        zero: The code whose level is 0.
+    """
+
+    run: int
+    bits: int
+    zero: int = 0
+
+    @property
+    def highest(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def scale_range(self) -> tuple[int, int] | None:
+        """The least and largest of ``scales``; ``None`` for a format that has none."""
+        return None
+
+    @abstractmethod
+    def steps(self, fields: Fields) -> tuple[Tensor, Tensor | None]:
+        """Return step and low: float32 ``[blocks, block / run]``; low is ``None`` where it is 0."""
+
+    def level(self, codes: Tensor) -> Tensor:
+        """Return what codes are before they are multiplied by a step, float32."""
+        return codes.float() - self.zero
+
+    def nearest(self, levels: Tensor) -> Tensor:
+        """Return the codes whose levels are nearest, uint8."""
+        return (levels.round() + self.zero).clamp(0, self.highest).to(torch.uint8)
+
+    def values(self, fields: Fields) -> Tensor:
+        """Return what fields decode to, in ggml's order of operations."""
+        step, low = self.steps(fields)
+        codes = self.level(fields.codes).reshape(*step.shape, self.run)
+        values = step[..., None] * codes
+        if low is not None:
+            values = values - low[..., None]
+        return values.reshape(len(values), -1)
+
+    def rounded(self, x: Tensor, fields: Fields) -> Fields:
+        """Return ``fields`` with the codes nearest to ``x`` at its scales.
+
+        Where a step is 0 the codes stay: they all have the same value.
+        """
+        step, low = self.steps(fields)
+        shifted = x.reshape(*step.shape, self.run)
+        if low is not None:
+            shifted = shifted + low[..., None]
+        codes = self.nearest(shifted / torch.where(step == 0, 1, step)[..., None])
+        kept = fields.codes.reshape(codes.shape)
+        codes = torch.where((step == 0)[..., None], kept, codes)
+        return replace(fields, codes=codes.reshape(fields.codes.shape))
