@@ -8,6 +8,7 @@ machine.)
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,12 +17,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+_NAME = "qcompile-worker"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Return ``function(item)`` for every item, in order; must not be nested."""
+    """Return ``function(item)`` for every item, in order; on a worker, one after the other."""
+    if threading.current_thread().name.startswith(_NAME):
+        return [function(item) for item in items]
     return list(_workers().map(function, items))
 
 
@@ -31,7 +35,7 @@ def total(function: Callable[[Item], tuple[Tensor, ...]], items: Sequence[Item])
     Only as many results as there are workers are held at once.
     """
     sums: list[Tensor] = []
-    width = _worker_count()
+    width = worker_count()
     for start in range(0, len(items), width):
         for parts in each(function, items[start : start + width]):
             sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
@@ -40,10 +44,10 @@ def total(function: Callable[[Item], tuple[Tensor, ...]], items: Sequence[Item])
 
 @cache
 def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_worker_count(), "qcompile", initializer=_prepare)
+    return ThreadPoolExecutor(worker_count(), _NAME, initializer=_prepare)
 
 
-def _worker_count() -> int:
+def worker_count() -> int:
     """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
-from qcompile.passes.calibration.parallel import each
+from qcompile.passes.calibration.parallel import each, worker_count
 from qcompile.passes.calibration.samples import Samples
 
 
@@ -148,6 +148,7 @@ class Walk:
         self.graph, self.samples, self.on_node = graph, samples, on_node
         self.store = ActivationStore(max_bytes)
         self.values: dict[fx.Node, Values] = {}
+        self._held: dict[fx.Node, Any] = {}
 
     def run(self, visitor: Visitor) -> None:
         """Visit every node."""
@@ -170,8 +171,10 @@ class Walk:
     def batches(self, compute: Callable[[int], Any]) -> Batches:
         """Return the values of ``compute(batch)`` for every batch, stored."""
         found = Batches(self.store)
-        for value in each(compute, range(len(self.samples))):
-            found.append(value)
+        width, count = worker_count(), len(self.samples)
+        for start in range(0, count, width):  # what is done waits in the store, not in a list
+            for value in each(compute, range(start, min(start + width, count))):
+                found.append(value)
         return found
 
     def call(self, node: fx.Node, index: int, *, quantized: bool) -> Any:
@@ -179,7 +182,8 @@ class Walk:
 
         def value(source: fx.Node) -> Any:
             if source.op == "get_attr":
-                return self.graph.weights[str(source.target)]
+                held = self._held.get(source)
+                return self.graph.weights[str(source.target)] if held is None else held
             values = self.values[source]
             return (values.quantized if quantized else values.float)[index]
 
@@ -199,6 +203,8 @@ class Walk:
             holder, values = taken
             self.values[holder] = values
             return
+        constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
+        self._held = {n: self.graph.weights[str(n.target)] for n in constants}  # read once
         same = all(
             self.values[n].float is self.values[n].quantized
             for n in node.all_input_nodes
@@ -207,6 +213,7 @@ class Walk:
         found = self.batches(lambda i: self.call(node, i, quantized=False))
         quantized = found if same else self.batches(lambda i: self.call(node, i, quantized=True))
         self.values[node] = Values(found, quantized)
+        self._held = {}
 
     def _free(self, waiting: set[fx.Node]) -> None:
         for node in list(self.values):
@@ -216,3 +223,8 @@ class Walk:
                 for version in {id(v): v for v in (values.float, values.quantized)}.values():
                     if isinstance(version, Batches) and not any(version is k for k in kept):
                         version.free()
+
+
+def is_last(node: fx.Node) -> bool:
+    """Return whether nothing reads a node but the output."""
+    return all(user.op == "output" for user in node.users)

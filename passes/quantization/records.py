@@ -68,11 +68,31 @@ class ActivationRecord:
 
 
 @dataclass
+class FoldingRecord:
+    """Factors that were moved from what makes the inputs of layers into their columns.
+
+    Args:
+        name: FQN of the weight that was divided by them: a norm's, or a layer's before.
+        layers: FQNs of the weights whose columns were multiplied.
+        method: The formula that was kept, or ``none``.
+        error: Held-out output error of the rounded layers relative to no factors.
+        tried: That of each formula.
+    """
+
+    name: str
+    layers: list[str]
+    method: str
+    error: float
+    tried: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
 class QuantizationLog:
-    """Filled in by the ``quantize`` pass."""
+    """Filled in by the passes that quantize."""
 
     layers: list[LayerRecord] = field(default_factory=list)
     activations: list[ActivationRecord] = field(default_factory=list)
+    foldings: list[FoldingRecord] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""

@@ -1,0 +1,239 @@
+"""Store weights in ggml's blocks, each rounded for the inputs that the blocks before it give.
+
+Before:  y = linear(x, w, b);                 e = embedding(table, ids)
+After:   d = decode_blocks(w_blocks, "Q4_K")  d = decode_blocks(table_blocks, "Q6_K")
+         y = linear(x, d, b);                 e = embedding(d, ids)
+
+With samples it is one walk: when it reaches a layer, the second moments of its inputs decide how its weight
+is rounded (``block_rounding.py``); layers that read one value share them. A table that an output layer reads
+too is rounded for what that layer reads in the float graph, which a walk before it collects. Without samples
+each weight is rounded by itself, by an imatrix or by magnitude, and memory is one weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from qcompile.compiler.ir.blocks.format import BlockFormat
+from qcompile.compiler.ir.errors import ModelError
+from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.ops import DECODE_BLOCKS
+from qcompile.compiler.ir.weights import StoredBytes, stand_in
+from qcompile.passes.base import Pass
+from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.calibration.walk import Values, Walk, is_last
+from qcompile.passes.quantization.block_layers import Reader, reader, readers
+from qcompile.passes.quantization.block_moments import Moments, fitted, judges, moments
+from qcompile.passes.quantization.block_rounding import Blocks, best_rounding, encode, round_table
+from qcompile.passes.quantization.block_store import BlockStore
+from qcompile.passes.quantization.records import LayerRecord, QuantizationLog
+
+Told = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class QuantizeBlocks(Pass):
+    """Store weights of linear layers and tables in blocks.
+
+    Args:
+        formats: Of each weight that is stored in blocks, by its name.
+        log: Gets a row a weight.
+        store: Keeps what is done.
+        samples: Token ids; ``None`` to round each weight by itself.
+        importance: ``E[x^2]`` of each input, by weight: an imatrix. Only without samples.
+        by_ggml: Let llama.cpp's library encode, for its own bytes. Only without samples.
+        max_bytes: Activations in memory.
+        on_progress: Told the share that is done.
+        feedback: Whether the errors of columns are made good by later ones; else each value is rounded by
+            itself, weighted by what the samples say of its input.
+    """
+
+    name = "quantize-blocks"
+    formats: Mapping[str, BlockFormat] = field(repr=False)
+    log: QuantizationLog = field(repr=False)
+    store: BlockStore = field(repr=False)
+    samples: Samples | None = field(default=None, repr=False)
+    importance: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    by_ggml: bool = False
+    max_bytes: int = 1 << 30
+    on_progress: Told = field(default=lambda share: None, repr=False)
+    feedback: bool = True
+
+    def run(self, graph: Graph) -> int:
+        tables = self._tied_tables(graph)
+        if self.samples is None:
+            self._alone(graph)
+        else:
+            share = 0.25 if tables else 0.0
+            seen = self._outputs_of(graph, tables, self.samples, share)
+            walk = Walk(graph, self.samples, self.max_bytes, self._told(share, 1.0))
+            walk.run(_Rounder(self, seen))
+        graph.erase_unused()
+        return len(self.formats)
+
+    def ensures(self, graph: Graph) -> None:
+        left = [name for name in self.formats if name in graph.weights]
+        assert not left, f"{', '.join(left)} is not in blocks"
+
+    def _told(self, start: float, end: float) -> Told:
+        return lambda share: self.on_progress(start + share * (end - start))
+
+    def _tied_tables(self, graph: Graph) -> dict[str, fx.Node]:
+        """Return tables in blocks that a linear layer reads too, each with that layer."""
+        found = [(node, layer) for node in graph.nodes if (layer := reader(node)) is not None]
+        tables = {layer.name for _, layer in found if layer.looks_up}
+        return {
+            layer.name: node
+            for node, layer in found
+            if not layer.looks_up and layer.name in tables & self.formats.keys()
+        }
+
+    def _outputs_of(
+        self, graph: Graph, tables: Mapping[str, fx.Node], samples: Samples, share: float
+    ) -> dict[str, tuple[Moments, Moments]]:
+        """Return moments of what output layers read in the float graph, by their table."""
+        if not tables:
+            return {}
+        watch = _Watch({node: name for name, node in tables.items()})
+        Walk(graph, samples, self.max_bytes, self._told(0.0, share)).run(watch)
+        return watch.seen
+
+    def _alone(self, graph: Graph) -> None:
+        for index, name in enumerate(self.formats):
+            if self.store.get(name) is None:
+                record = self.record(graph, name)
+                weight, format = graph.weights[name], self.formats[name]
+                known = self.importance.get(name)
+                with naming(name):
+                    blocks = encode(weight, format, known, by_ggml=self.by_ggml)
+                record.rounding = blocks.method
+                self.store.put(name, blocks, record)
+            self.decoded(graph, name)
+            self.on_progress((index + 1) / len(self.formats))
+
+    def record(self, graph: Graph, name: str) -> LayerRecord:
+        """Return a new row of the report."""
+        layer, stored = readers(graph, name)[0], graph.weights.peek(name)
+        op, format = str(layer.node.target).split(".")[1], self.formats[name]
+        size = format.storage_bytes(tuple(stored.shape))
+        return LayerRecord(name, op, str(format), stored.numel(), size)
+
+    def decoded(self, graph: Graph, name: str) -> fx.Node:
+        """Let all readers of a weight read its blocks, which are done; return what decodes them."""
+        found = self.store.get(name)
+        assert found is not None
+        stored, record = found
+        self.log.layers.append(record)
+        found_readers = readers(graph, name)
+        with graph.before(found_readers[0].node):
+            data = _add_stored(graph, f"{name}_blocks", stored)
+            new = graph.add_call(DECODE_BLOCKS, data, self.formats[name].name)
+        for layer in found_readers:
+            layer.node.replace_input_with(layer.weight, new)
+        return new
+
+
+class _Watch:
+    """Collects the moments of what some layers read."""
+
+    def __init__(self, layers: Mapping[fx.Node, str]) -> None:
+        self.layers = layers
+        self.seen: dict[str, tuple[Moments, Moments]] = {}
+
+    def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
+        """Look at a layer's inputs; leave the layer to the walk."""
+        layer = reader(node)
+        if layer is not None and node in self.layers:
+            self.seen[self.layers[node]] = _both(walk, layer)
+        return (node, Values((), ())) if is_last(node) else None
+
+
+class _Rounder:
+    """Takes over linear layers and look-ups whose weights are stored in blocks."""
+
+    def __init__(self, task: QuantizeBlocks, tables: Mapping[str, tuple[Moments, Moments]]) -> None:
+        self.task, self.tables = task, tables
+        self.names: dict[fx.Node, str] = {}
+        self.source: fx.Node | None = None
+        self.both: tuple[Moments, Moments] | None = None
+
+    def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
+        """Round a layer's weight and compute both versions of its output."""
+        layer = reader(node)
+        if layer is None:
+            return None
+        name = self.names.get(layer.weight) or layer.name
+        if layer.name in self.task.formats:
+            if self.task.store.get(name) is None:
+                self._round(walk, layer)
+            self.names[self.task.decoded(walk.graph, name)] = name
+        if name not in self.names.values():
+            return None
+        if is_last(node):
+            return node, Values((), ())
+        return node, self._outputs(walk, layer, name)
+
+    def _round(self, walk: Walk, layer: Reader) -> None:
+        name = layer.name
+        record = self.task.record(walk.graph, name)
+        with naming(name):
+            blocks = self._rounded(walk, layer, record)
+        self.task.store.put(name, blocks, record)
+
+    def _rounded(self, walk: Walk, layer: Reader, record: LayerRecord) -> Blocks:
+        name, feedback = layer.name, self.task.feedback
+        weight, format = walk.graph.weights[name], self.task.formats[name]
+        if name in self.tables:
+            return round_table(weight, format, *self.tables[name], record, feedback)
+        if not layer.looks_up:
+            return best_rounding(weight, format, *self._moments(walk, layer), record, feedback)
+        blocks = encode(weight, format, None)
+        record.rounding = blocks.method
+        return blocks
+
+    def _moments(self, walk: Walk, layer: Reader) -> tuple[Moments, Moments]:
+        if self.both is None or layer.source is not self.source:
+            self.both = None  # before the next are made: they are large
+            self.source, self.both = layer.source, _both(walk, layer)
+        return self.both
+
+    def _outputs(self, walk: Walk, layer: Reader, name: str) -> Values:
+        found = self.task.store.get(name)
+        assert found is not None
+        exact = walk.graph.weights[name]
+        decoded = self.task.formats[name].decode(found[0].load())
+        bias, inputs = walk.graph.constant(layer.bias), walk.values[layer.source]
+        return Values(
+            walk.batches(lambda i: layer(inputs.float[i], exact, bias)),
+            walk.batches(lambda i: layer(inputs.quantized[i], decoded, bias)),
+        )
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say which weight it is that an encoder refuses.
+
+    Raises:
+        ModelError: Instead of the encoder's ``ValueError``.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(f"{name} cannot be stored: {error}") from error
+
+
+def _both(walk: Walk, layer: Reader) -> tuple[Moments, Moments]:
+    """Return the moments of a layer's inputs: of what roundings are fitted to, and of what judges."""
+    inputs, count = walk.values[layer.source], len(walk.samples)
+    return moments(inputs, fitted(count)), moments(inputs, judges(count), judging=True)
+
+
+def _add_stored(graph: Graph, name: str, stored: StoredBytes) -> fx.Node:
+    node = graph.add_constant(name, stand_in(stored.shape(), torch.uint8).to("meta"))
+    graph.weights.store(str(node.target), stored)
+    return node
