@@ -3,6 +3,7 @@
 python run.pyz                          check the bundle's test vectors
 python run.pyz --input x.npz -o y.npz   run on arrays keyed by input name
 python run.pyz --bench                  latency
+python run.pyz --prompt "Once upon"     what a language model says to it
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--input", type=Path, help=".npz keyed by input name")
     parser.add_argument("-o", "--output", type=Path, help=".npz for the outputs")
     parser.add_argument("--bench", action="store_true", help="latency of one call, batch size 1")
+    parser.add_argument("--prompt", help="for a language model, through its chat template")
+    parser.add_argument("--max-tokens", type=int, default=256, help="of the answer to --prompt")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(arguments)
     try:
+        if given.prompt is not None:
+            return _answer(given)
         session = Session(given.bundle, threads=given.threads)
         if given.bench:
             print(json.dumps(vars(latency.measure(session))))
@@ -44,6 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _own_folder() -> Path:
     own = Path(sys.argv[0]).resolve()
     return own.parent if own.suffix == ".pyz" else Path.cwd()
+
+
+def _answer(given: argparse.Namespace) -> int:
+    from qcompile.runtime.generation import generate
+
+    made = generate(given.bundle, given.prompt, max_tokens=given.max_tokens, threads=given.threads)
+    for piece in made:
+        print(piece, end="", flush=True)
+    print()
+    return 0
 
 
 def _run(session: Session, file: Path, output: Path | None) -> int:

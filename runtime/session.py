@@ -68,6 +68,11 @@ class Session:
         if engine is None:
             _check_version(self.manifest.engine, self._engine)
 
+    @property
+    def engine(self) -> Engine:
+        """What runs the artifact."""
+        return self._engine
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model.
 
@@ -128,7 +133,7 @@ def _check_version(wanted: Mapping[str, Any], engine: Engine) -> None:
     minimum, version = str(wanted.get("minimum", "0")), engine.version
     if _release(version) < _release(minimum):
         system = getattr(engine, "system", None)  # that it is a part of, unless it is a package
-        name = system or wanted["name"]
+        name = system or getattr(engine, "package", wanted["name"])
         advice = f"update {system}" if system else f"run: pip install --upgrade '{name}>={minimum}'"
         raise BundleError(
             f"the bundle was made for {name} {minimum} or later, and this is {version}, which would "

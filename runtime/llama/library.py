@@ -1,0 +1,66 @@
+"""The library itself: loaded once, and silent but for the reason of a failure."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections import deque
+from typing import Any
+
+from qcompile.runtime.errors import MissingPackageError
+
+PACKAGE = "llama-cpp-python"
+_ERROR = 4
+"""ggml's log level of errors; 5 goes on with the line before."""
+_said: deque[str] = deque(maxlen=8)
+
+
+@functools.cache
+def library() -> Any:
+    """Return the module of C functions; llama.cpp prints nothing from then on.
+
+    Raises:
+        MissingPackageError: llama-cpp-python is not installed, or its library does not load.
+    """
+    try:
+        from llama_cpp import llama_cpp as functions
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingPackageError(PACKAGE, "gguf") from error
+    functions.llama_log_set(_listener(functions), ctypes.c_void_p(0))
+    functions.llama_backend_init()
+    return functions
+
+
+def silence() -> None:
+    """Let llama.cpp print nothing, whoever listened in between."""
+    functions = library()
+    functions.llama_log_set(_listener(functions), ctypes.c_void_p(0))
+
+
+def version() -> str:
+    """Return the version of llama-cpp-python, which stands for that of llama.cpp in it."""
+    import llama_cpp
+
+    return str(llama_cpp.__version__)
+
+
+@functools.cache
+def _listener(functions: Any) -> Any:
+    """Return a callback, which must outlive the library, that keeps the errors it is told."""
+
+    def listen(level: int, text: bytes, _: Any) -> None:
+        if level == _ERROR:
+            _said.append(text.decode("utf-8", "replace").strip())
+
+    return functions.llama_log_callback(listen)
+
+
+def forget() -> None:
+    """Forget what the library said, before a call that may fail."""
+    _said.clear()
+
+
+def reason() -> str:
+    """Return why the last call failed, in llama.cpp's words: the first error that it logged."""
+    words = (line.rpartition("error loading model: ")[2] for line in _said)
+    return next(filter(None, words), "no reason given")
