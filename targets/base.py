@@ -15,18 +15,28 @@ import torch
 from torch import Tensor
 
 import qcompile.targets
-from qcompile.compiler.ir.errors import TargetError
+from qcompile.compiler.ir.checkpoint import Checkpoint
+from qcompile.compiler.ir.errors import TargetError, UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.palette import PaletteSpec
 from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.pipelines import float_pipeline
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
 from qcompile.targets import signature
 from qcompile.targets.device import Device
-from qcompile.targets.plans import NodePlan, Probe, UnitPlan
+from qcompile.targets.options import (
+    DEFAULT_WEIGHTS,
+    NO_BLOCK_OPTIONS,
+    NO_TUNING,
+    BlockOptions,
+    Tuning,
+    WeightOptions,
+)
+from qcompile.targets.plans import FilePlan, NodePlan, Probe, UnitPlan
 
 
 @dataclass(frozen=True)
@@ -52,42 +62,6 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class WeightOptions:
-    """What the user may say about how weights are stored; what is left out is the precision's own.
-
-    Args:
-        granularity: What shares a scale or a table: ``per-tensor``, ``per-channel``, ``per-group``.
-        group_size: Of ``per-group``.
-        channel_scales: Palettes only: a scale a channel besides the table.
-        palette_entries: Palettes only: ``fp16`` or ``int8``.
-    """
-
-    granularity: str | None = None
-    group_size: int | None = None
-    channel_scales: bool = False
-    palette_entries: str = "fp16"
-
-
-DEFAULT_WEIGHTS = WeightOptions()
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What the user says about measuring schedules, for formats that have any.
-
-    Args:
-        trials: Candidates to measure in all; 0 for none.
-        database: File or folder of results; ``None`` for the cache's, which counts only with ``trials``.
-    """
-
-    trials: int = 0
-    database: Path | None = None
-
-
-NO_TUNING = Tuning()
-
-
-@dataclass(frozen=True)
 class Order:
     """What is to be emitted: for whom, and in which formats.
 
@@ -98,6 +72,8 @@ class Order:
         tuning: What is to be measured.
         objects: Whether the objects of a library are wanted besides it.
         on_tuning: Told the share that is measured, and lines that say what was found.
+        checkpoint: Where a language model came from.
+        blocks: What the user says about weights in blocks.
     """
 
     name: str
@@ -105,6 +81,8 @@ class Order:
     scheme: Scheme
     tuning: Tuning = NO_TUNING
     objects: bool = False
+    checkpoint: Checkpoint | None = None
+    blocks: BlockOptions = NO_BLOCK_OPTIONS
     on_tuning: Callable[[float, Sequence[str]], None] = field(default=lambda share, lines: None)
 
 
@@ -120,6 +98,9 @@ class Recipe:
         keep_float: Weights whose layers stay float.
         max_bytes: Activations in memory.
         on_progress: Told the share of calibration that is done.
+        checkpoint: Where a language model came from.
+        blocks: What the user says about weights in blocks.
+        work: Folder for what is done and need not be in memory.
     """
 
     scheme: Scheme
@@ -129,6 +110,9 @@ class Recipe:
     keep_float: frozenset[str] = frozenset()
     max_bytes: int = 1 << 30
     on_progress: Any = field(default=lambda share: None)
+    checkpoint: Checkpoint | None = None
+    blocks: BlockOptions = NO_BLOCK_OPTIONS
+    work: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -143,6 +127,7 @@ class Emitted:
         tools: Versions of the packages used.
         notes: What is not as the user might expect, a sentence each.
         origins: Node of the graph by its name in the artifact, for ``engine_errors``.
+        layout: What else the format's own ``engine_errors`` must know.
     """
 
     artifact: str
@@ -152,6 +137,7 @@ class Emitted:
     tools: Mapping[str, str]
     notes: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
+    layout: Any = None
 
 
 class Emitter(ABC):
@@ -163,10 +149,42 @@ class Emitter(ABC):
     """For whom it emits if the user names the format as the target."""
     has_objects: ClassVar[bool] = False
     """Whether an artifact is linked from objects that a user may want."""
+    takes_checkpoints: ClassVar[bool] = False
+    """Whether it stores language models, from their directories, and nothing else."""
 
     def precisions(self, device: Device) -> Sequence[str]:
         """Return what this format can store for a device."""
         return tuple(device.facts(self.name))
+
+    def default_precision(self, device: Device) -> str:
+        """Return what a device has if the user names nothing."""
+        return device.default_precision(self.name)
+
+    def check_checkpoint(
+        self, checkpoint: Checkpoint, scheme: Scheme, blocks: BlockOptions
+    ) -> None:
+        """Raise for a language model that cannot be stored, before any costly work.
+
+        Raises:
+            UnsupportedError: Always, unless the format says otherwise.
+        """
+        raise UnsupportedError(
+            f"{self.name} has no form for a language model's directory: use --format gguf"
+        )
+
+    def plan_checkpoint(
+        self,
+        checkpoint: Checkpoint,
+        scheme: Scheme,
+        blocks: BlockOptions,
+        keep_float: frozenset[str] = frozenset(),
+    ) -> FilePlan:
+        """Return what a language model's file would hold.
+
+        Raises:
+            UnsupportedError: Always, unless the format says otherwise.
+        """
+        raise UnsupportedError(f"{self.name} has no form for a language model's directory")
 
     @abstractmethod
     def scheme(
@@ -203,6 +221,10 @@ class Emitter(ABC):
     @abstractmethod
     def plan(self, graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
         """Return what would become of every node; the graph, the caller's own copy, may be rewritten."""
+
+    def float_passes(self) -> list[Pass]:
+        """Return the passes before those of the format, which leave the function as it is."""
+        return float_pipeline()
 
     @abstractmethod
     def passes(self, recipe: Recipe) -> list[Pass]:

@@ -31,6 +31,40 @@ class NodePlan:
 
 
 @dataclass(frozen=True)
+class TensorPlan:
+    """What becomes of one tensor of a language model.
+
+    Args:
+        name: In the file.
+        shape: As PyTorch has it, ``[..., out, in]``.
+        format: That it is stored in.
+        bytes: As stored.
+        why: Why it is not stored as the precision has it, with what that costs; a sentence or nothing.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    bytes: int
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """The file that a language model becomes.
+
+    Args:
+        tensors: In file order.
+        bytes: Of the whole file, exactly.
+        notes: What is not as one might expect, a sentence each.
+    """
+
+    tensors: tuple[TensorPlan, ...]
+    bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class UnitPlan:
     """Where one op would run: a prediction.
 

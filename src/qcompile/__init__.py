@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qcompile.compiler.driver import BuildOptions, Bundle, compile
     from qcompile.runtime import Session, load
     from qcompile.runtime.errors import QCompileError
-    from qcompile.targets.base import Tuning, WeightOptions
+    from qcompile.targets.options import Tuning, WeightOptions
 
 __all__ = [
     "BuildOptions",
@@ -36,8 +36,8 @@ _HOMES = {
     "Bundle": "qcompile.compiler.driver",
     "QCompileError": "qcompile.runtime.errors",
     "Session": "qcompile.runtime",
-    "Tuning": "qcompile.targets.base",
-    "WeightOptions": "qcompile.targets.base",
+    "Tuning": "qcompile.targets.options",
+    "WeightOptions": "qcompile.targets.options",
     "compile": "qcompile.compiler.driver",
     "load": "qcompile.runtime",
 }

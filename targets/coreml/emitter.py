@@ -20,13 +20,11 @@ from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredW
 from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
 from qcompile.targets.base import (
-    DEFAULT_WEIGHTS,
     Emitted,
     Emitter,
     Order,
     Recipe,
     Scheme,
-    WeightOptions,
 )
 from qcompile.targets.coreml import (
     compare,
@@ -47,6 +45,7 @@ from qcompile.targets.coreml.tools import load_coremltools
 from qcompile.targets.coreml.write import write_package
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, quantized
+from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
 from qcompile.targets.plans import NodePlan, Probe, UnitPlan
 
 ARTIFACT = "model.mlpackage"

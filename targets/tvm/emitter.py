@@ -18,17 +18,15 @@ from qcompile.passes.graph.fold_scaling import FoldScaling
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.runtime.session import Engine
 from qcompile.targets.base import (
-    DEFAULT_WEIGHTS,
     Emitted,
     Emitter,
     Order,
     Recipe,
     Scheme,
-    Tuning,
-    WeightOptions,
 )
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, quantized
+from qcompile.targets.options import DEFAULT_WEIGHTS, Tuning, WeightOptions
 from qcompile.targets.plans import NodePlan
 from qcompile.targets.tvm import (
     cuda,

@@ -12,10 +12,10 @@ from torch import nn
 from qcompile.compiler.cli.targets import command
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import WeightOptions
 from qcompile.targets.device import Device, device_names, load_device, precisions_of
 from qcompile.targets.device_schema import FORMATS
 from qcompile.targets.onnx.emitter import EMITTER as ONNX
+from qcompile.targets.options import WeightOptions
 
 APPLE = [n for n in device_names() if n != "host" and load_device(n).format == "coreml"]
 PHONE = """

@@ -7,9 +7,9 @@ import pytest
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.palette import Entries, PaletteSpec
 from qcompile.compiler.ir.quant import Granularity, QuantSpec
-from qcompile.targets.base import WeightOptions
 from qcompile.targets.coreml.precisions import INT4_BLOCK, PALETTE_GROUP, scheme
 from qcompile.targets.device import load_device
+from qcompile.targets.options import WeightOptions
 
 PHONE = load_device("apple-a17-pro")
 OLD = PHONE.with_os_minimum("17")

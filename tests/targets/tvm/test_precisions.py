@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import WeightOptions
 from qcompile.targets.device import load_device
+from qcompile.targets.options import WeightOptions
 from qcompile.targets.tvm.emitter import EMITTER
 
 DEVICE = load_device("raspberry-pi-5")

@@ -17,8 +17,8 @@ import qcompile
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.errors import GateError, TargetError, UnsupportedError
 from qcompile.runtime.errors import BundleError
-from qcompile.targets.base import WeightOptions
 from qcompile.targets.device import load_device
+from qcompile.targets.options import WeightOptions
 from qcompile.targets.tvm import converters
 from qcompile.targets.tvm.emitter import EMITTER
 from qcompile.targets.tvm.kernels import conv

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import qcompile
 from qcompile.compiler.driver import Bundle
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import Tuning
 from qcompile.targets.device import host_device
+from qcompile.targets.options import Tuning
 from qcompile.targets.tvm import libraries, tuning
 from qcompile.targets.tvm.tuning_measure import Measurer
 

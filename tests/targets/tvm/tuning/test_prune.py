@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qcompile.targets.base import Tuning
+from qcompile.targets.options import Tuning
 from qcompile.targets.tvm.tuning_prune import pruned
 from qcompile.targets.tvm.tuning_records import Record, open_records
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from qcompile.compiler.cli import cli
 from qcompile.compiler.driver import BuildOptions
 from qcompile.compiler.ir.errors import OutputError, TargetError
-from qcompile.targets.base import Tuning
 from qcompile.targets.device import host_device, load_device
+from qcompile.targets.options import Tuning
 from qcompile.targets.tvm import libraries, tuning
 from qcompile.targets.tvm.tuning_records import Record, Records, open_records
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from qcompile.targets.base import Tuning
+from qcompile.targets.options import Tuning
 from qcompile.targets.tvm.tuning_records import Record, open_records
 
 TRIALS = 12
@@ -114,7 +114,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from conftest import make
-from qcompile.targets.base import Tuning
+from qcompile.targets.options import Tuning
 make(Path(sys.argv[2]) / "small.qc", Tuning(int(sys.argv[4]), Path(sys.argv[3])))
 """
 

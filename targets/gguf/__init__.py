@@ -1,0 +1,1 @@
+"""GGUF: what llama.cpp, Ollama and LM Studio load."""

@@ -1,0 +1,1 @@
+"""A Hugging Face tokenizer as fields of a GGUF file, and the proof that llama.cpp reads them alike."""
