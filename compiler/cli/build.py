@@ -23,6 +23,20 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
     return [name for name in device_names() if name.startswith(incomplete)]
 
 
+def _tensor_type(text: str) -> tuple[str, str]:
+    expression, sign, kind = text.rpartition("=")
+    if not sign or not expression or not kind:
+        raise click.BadParameter(f"{text!r} is not REGEX=TYPE", param_hint="--tensor-type")
+    return expression, kind
+
+
+def is_directory(model: str, target: str) -> bool:
+    """Return whether a model is a language model's directory, and the target leaves the format open."""
+    from qcompile.targets.base import emitter_names
+
+    return (Path(model) / "config.json").is_file() and target not in emitter_names()
+
+
 @click.command("build")
 @click.argument("model")
 @click.option("-t", "--target", "--device", required=True, shell_complete=_complete_target,
@@ -57,6 +71,15 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
 )
 @click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
               show_default=True, help="How weights are rounded.")  # fmt: skip
+@click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
+              help="gguf: the type of tensors whose name has this in it; repeatable.")  # fmt: skip
+@click.option("--encoder", type=click.Choice(["qcompile", "ggml"]), default="qcompile",
+              show_default=True, help="gguf: ggml gives llama.cpp's own bytes.")  # fmt: skip
+@click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE",
+              help="gguf: llama.cpp's importances, instead of --calibrate.")  # fmt: skip
+@click.option("--seq-len", type=click.IntRange(min=2), metavar="N",
+              help="gguf: tokens of a calibration sequence; default: 512, or the context.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="gguf: go on with what a killed build left.")
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
@@ -72,18 +95,26 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
 @reports_errors
 def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json: bool,
             **given: Any) -> None:  # fmt: skip
-    """Compile MODEL into a bundle: a model file, package.module:factory, or a .pt2 program."""
+    """Compile MODEL into a bundle.
+
+    MODEL is a model file, package.module:factory, a .pt2 program, or a language model's Hugging Face
+    directory.
+    """
     from qcompile.compiler.cli import show
     from qcompile.compiler.driver import BuildOptions, build
     from qcompile.compiler.driver import dry_run as plan
     from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
-    from qcompile.targets.base import Tuning, WeightOptions
+    from qcompile.targets.options import BlockOptions, Tuning, WeightOptions
 
     given["keep_float"] = frozenset(given.pop("ignore"))
     given["format"] = given.pop("format_")
     names = ("granularity", "group_size", "palette_entries", "channel_scales")
     given["weights"] = WeightOptions(**{name: given.pop(name) for name in names})
+    types = tuple(_tensor_type(text) for text in given.pop("tensor_types"))
+    given["blocks"] = BlockOptions(types, given.pop("encoder"), given.pop("imatrix"))
+    if given["format"] is None and is_directory(model, given["target"]):
+        given["format"] = "gguf"
     given["tuning"] = Tuning(given.pop("trials"), given.pop("tune_database"))
     options = BuildOptions(**given)
     options.resolve()

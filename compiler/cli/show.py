@@ -42,6 +42,9 @@ def bundle_data(found: Bundle) -> dict[str, Any]:
 def plan(found: DryRun) -> None:
     """Print a dry run."""
     out = console()
+    if found.tensors:
+        _tensors(found)
+        return
     out.print(f"[bold]{found.target}[/bold]: {found.format}, {found.precision}; "
               f"weights {found.weight}; activations {found.activation}")  # fmt: skip
     table = Table("layer", "op", "computes in", "weight bytes", box=None, pad_edge=False)
@@ -56,6 +59,22 @@ def plan(found: DryRun) -> None:
     out.print("all of it runs fast there" if not slow else "not fast there:")
     for line in slow:
         out.print(f"  {line}")
+
+
+def _tensors(found: DryRun) -> None:
+    """Print the plan of a language model's file."""
+    out = console()
+    out.print(f"[bold]{found.target}[/bold]: {found.format}, {found.precision}")
+    table = Table("tensor", "shape", "type", "bytes", box=None, pad_edge=False)
+    for row in found.tensors:
+        shape = " x ".join(map(str, row.shape))
+        table.add_row(row.name, shape, row.format, f"{row.bytes:,}")
+    out.print(table)
+    reasons = [row.why if row.name in row.why else f"{row.name} is {row.why}"
+               for row in found.tensors if row.why]  # fmt: skip
+    for note in (*reasons, *found.notes):
+        out.print(f"note: {note}", markup=False)
+    out.print(f"artifact: {found.artifact_bytes:,} bytes")
 
 
 def layers(found: Bundle, limit: int | None) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from qcompile.compiler.driver.build import BuildOptions, build
+from qcompile.compiler.driver.build import build
 from qcompile.compiler.driver.bundle import Bundle
+from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.frontend.load import Evaluate, from_module
 from qcompile.compiler.frontend.trace import Inputs

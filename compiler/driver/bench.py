@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from qcompile.runtime import manifest as manifests
 from qcompile.runtime.errors import BundleError
+from qcompile.runtime.session import engine_class
 
 _PROGRAM = """
-import json, resource, sys, time
+import importlib, json, resource, sys, time
 from pathlib import Path
 import numpy
 def peak():
@@ -24,7 +26,8 @@ def peak():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 from qcompile.runtime import latency
 from qcompile.runtime.session import Session
-import onnxruntime
+for package in sys.argv[4:]:
+    importlib.import_module(package)
 before, start = peak(), time.perf_counter()
 session = Session(Path(sys.argv[1]), threads=int(sys.argv[2]), check_files=False)
 seconds = time.perf_counter() - start
@@ -71,7 +74,10 @@ def bench(folder: Path, *, threads: int = 1, runs: int = 500) -> BenchResult:
         BundleError: It is incomplete, was changed, or does not run.
     """
     engine = str(manifests.read(folder).engine["name"])
-    command = [sys.executable, "-P", "-c", _PROGRAM, str(folder), str(threads), str(runs)]
+    engine_class(engine)
+    packages = [engine] if importlib.util.find_spec(engine) else []
+    numbers = [str(folder), str(threads), str(runs)]
+    command = [sys.executable, "-P", "-c", _PROGRAM, *numbers, *packages]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

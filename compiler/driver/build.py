@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,92 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qcompile.compiler.driver import describe, parity, quality, write
+from qcompile.compiler.driver import describe, language, parity, quality, write
 from qcompile.compiler.driver.bundle import Bundle
+from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
-from qcompile.compiler.driver.target import Target, resolve
+from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.calibration import RANDOM, load_samples
 from qcompile.compiler.frontend.load import Source
-from qcompile.compiler.ir.errors import CalibrationError, GateError, ModelError, TargetError
+from qcompile.compiler.ir.errors import (
+    CalibrationError,
+    GateError,
+    ModelError,
+    OutputError,
+    QCompileError,
+)
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
-from qcompile.passes.pipelines import float_pipeline
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
 from qcompile.runtime.vectors import save_arrays
-from qcompile.targets.base import (
-    DEFAULT_WEIGHTS,
-    NO_TUNING,
-    Emitted,
-    Recipe,
-    Tuning,
-    WeightOptions,
-)
+from qcompile.targets.base import Emitted, Order, Recipe
 
 VECTORS = 16
 """Samples in ``vectors/``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What the user may say about a build.
-
-    Args:
-        target: Device, device file, ``host`` or format.
-        format: Emitter, if not the device's own.
-        precision: If not the device's own.
-        weights: How weights are stored, beyond the precision.
-        minimum_os: Oldest system that the artifact is to run on, if not the device's own.
-        tuning: What is to be measured for formats that have schedules: tvm.
-        objects: Also write the objects of a library, for apps that link themselves: tvm.
-        rounding: ``nearest``, ``gptq`` or ``adaround``.
-        calibrate: Path of calibration data, ``random``, or ``None`` for the model file's own.
-        num_samples: Of the calibration data; all by default.
-        seed: For choosing samples and for random data.
-        keep_float: Weights whose layers stay float.
-        min_sqnr: Gate: decibels of the artifact's outputs against PyTorch.
-        max_drop: Gate: how much the first metric of ``evaluate`` may fall.
-        evaluate: Whether to run the model file's ``evaluate`` before and after.
-        max_host_ram: Bytes of activations in memory during calibration; the rest waits on disk.
-        dump_ir: Folder for the IR text after each pass.
-    """
-
-    target: str
-    format: str | None = None
-    precision: str | None = None
-    weights: WeightOptions = DEFAULT_WEIGHTS
-    minimum_os: str | None = None
-    tuning: Tuning = NO_TUNING
-    objects: bool = False
-    rounding: str = "gptq"
-    calibrate: str | Path | Mapping[str, Any] | None = None
-    num_samples: int | None = None
-    seed: int = 0
-    keep_float: frozenset[str] = frozenset()
-    min_sqnr: float | None = None
-    max_drop: float | None = None
-    evaluate: bool = True
-    max_host_ram: int = 1 << 30
-    dump_ir: Path | None = None
-
-    def resolve(self) -> Target:
-        """Return the target that they name.
-
-        Raises:
-            TargetError: A word is unknown, or the words do not fit each other.
-        """
-        found = resolve(
-            self.target,
-            format=self.format,
-            precision=self.precision,
-            weights=self.weights,
-            minimum_os=self.minimum_os,
-        )
-        if self.objects and not found.emitter.has_objects:
-            raise TargetError(f"{found.emitter.name} has no objects: leave out --objects")
-        return found.tuned(self.tuning)
 
 
 @dataclass
@@ -109,6 +49,8 @@ class Build:
         options: The user's.
         target: What they mean.
         progress: Told what happens.
+        folder: For what a killed build of a language model leaves.
+        read: What was read of its texts, and what was not.
     """
 
     source: Source
@@ -121,6 +63,8 @@ class Build:
     log: QuantizationLog = field(default_factory=QuantizationLog)
     records: list[base.PassRecord] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    folder: Path = Path()
+    read: str = ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -156,22 +100,20 @@ def build(
     work = Build(source, options, target, progress or Progress())
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
-    _check_names(source, options.keep_float)
+    check_names(source, options.keep_float)
     target.emitter.check_machine(target.device)
+    language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
-    with _one_thread_per_op(), write.staged(folder) as stage:
+    language.check(source, target, options)
+    language.check_room(source, target, options, folder)
+    with _one_thread_per_op(), _work_folder(work, folder), write.staged(folder) as stage:
         with work.stage("calibration data"):
-            work.samples = calibration_samples(source, target, options)
+            work.samples, work.read = calibration_samples(source, target, options)
         with work.stage("passes"):
             run_passes(work)
         with work.stage("emit"):
             assert work.quantized is not None
-            order = replace(
-                target.order(source.name),
-                objects=options.objects,
-                on_tuning=work.progress.measured,
-            )
-            emitted = target.emitter.emit(work.quantized, stage, order)
+            emitted = target.emitter.emit(work.quantized, stage, _order(work))
             write.write_runtime(stage / "run.pyz")
         with work.stage("verify"):
             manifest = verify(work, stage, emitted)
@@ -181,7 +123,39 @@ def build(
         return _publish(work, stage, folder, manifest)
 
 
-def _check_names(source: Source, keep_float: frozenset[str]) -> None:
+def _order(work: Build) -> Order:
+    return replace(
+        work.target.order(work.source.name),
+        objects=work.options.objects,
+        on_tuning=work.progress.measured,
+        checkpoint=work.source.checkpoint,
+        blocks=language.block_options(work.options),
+    )
+
+
+@contextmanager
+def _work_folder(work: Build, folder: Path) -> Iterator[None]:
+    """Give a language model's build a folder that a killed build leaves, and a finished one does not."""
+    if work.source.checkpoint is None:
+        yield
+        return
+    work.folder = language.work_folder(work.source, work.target, work.options, folder)
+    try:
+        yield
+    except OutputError:  # the disk is full: what is done will be of use
+        raise
+    except QCompileError:
+        shutil.rmtree(work.folder, ignore_errors=True)
+        raise
+    shutil.rmtree(work.folder, ignore_errors=True)
+
+
+def check_names(source: Source, keep_float: frozenset[str]) -> None:
+    """Refuse names of weights that the model does not have.
+
+    Raises:
+        ModelError: Names them, and those that there are.
+    """
     if unknown := sorted(keep_float - set(source.graph.weights)):
         raise ModelError(
             f"the model has no weight {', '.join(unknown)}; "
@@ -189,14 +163,18 @@ def _check_names(source: Source, keep_float: frozenset[str]) -> None:
         )
 
 
-def calibration_samples(source: Source, target: Target, options: BuildOptions) -> Samples | None:
-    """Return the calibration data that the scheme needs, or ``None`` if it needs none.
+def calibration_samples(
+    source: Source, target: Target, options: BuildOptions
+) -> tuple[Samples | None, str]:
+    """Return the calibration data that the scheme needs, or ``None``, and what is to be said of it.
 
     Raises:
         CalibrationError: There is none, or it does not fit.
     """
+    if source.checkpoint is not None:
+        return language.read_samples(source, options)
     if not target.scheme.needs_calibration:
-        return None
+        return None, ""
     given: Any = options.calibrate
     if given is None and source.calibration is not None:
         given = source.calibration()
@@ -206,7 +184,8 @@ def calibration_samples(source: Source, target: Target, options: BuildOptions) -
             "(.npz, .npy, .safetensors, a folder of .npy), or calibration() in the model file; "
             f"--calibrate {RANDOM} is for trying things out"
         )
-    return load_samples(source.graph, given, num_samples=options.num_samples, seed=options.seed)
+    found = load_samples(source.graph, given, num_samples=options.num_samples, seed=options.seed)
+    return found, ""
 
 
 def run_passes(work: Build) -> None:
@@ -214,7 +193,7 @@ def run_passes(work: Build) -> None:
     dump = work.options.dump_ir
     options = base.RunOptions(dump=dump, on_start=lambda name: work.progress.stage(name))
     work.graph = work.source.graph.copy()
-    work.records = base.run(work.graph, float_pipeline(), options)
+    work.records = base.run(work.graph, work.target.emitter.float_passes(), options)
     recipe = Recipe(
         scheme=work.target.scheme,
         samples=work.samples,
@@ -223,6 +202,9 @@ def run_passes(work: Build) -> None:
         keep_float=work.options.keep_float,
         max_bytes=work.options.max_host_ram,
         on_progress=work.progress.share,
+        checkpoint=work.source.checkpoint,
+        blocks=language.block_options(work.options),
+        work=work.folder,
     )
     work.quantized = work.graph.copy()
     own = base.RunOptions(dump=dump and dump / "target", on_start=options.on_start)
@@ -278,7 +260,7 @@ def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest) -> Bund
 
 def _vector_inputs(work: Build) -> dict[str, Tensor]:
     """Return the last calibration samples, or the example inputs without calibration."""
-    if work.samples is None:
+    if work.samples is None or work.source.checkpoint is not None:
         return dict(work.source.graph.inputs)
     batch = work.samples.batches[len(work.samples) - 1]
     fixed = any(0 not in work.source.graph.dynamic.get(n, {}) for n in batch)

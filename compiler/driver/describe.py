@@ -55,7 +55,7 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
         sizes=_sizes(work, _artifact_bytes(files, emitted.artifact)),
         gates=tuple(_plain(gate) for gate in gates),
         interface=_plain(asdict(source.graph.interface)),
-        notes=emitted.notes,
+        notes=(*emitted.notes, work.read) if work.read else emitted.notes,
     )
 
 
@@ -95,7 +95,21 @@ def _options(work: Build) -> dict[str, Any]:
         "rounding": o.rounding,
         "seed": o.seed,
         "tune": o.tuning.trials,
+        **_of_blocks(work),
         "target": o.target if not o.target.endswith(".toml") else work.target.name,
+    }
+
+
+def _of_blocks(work: Build) -> dict[str, Any]:
+    """Return the options that only language models have."""
+    if work.source.checkpoint is None:
+        return {}
+    o = work.options
+    return {
+        "encoder": o.blocks.encoder,
+        "imatrix": o.blocks.imatrix.name if o.blocks.imatrix else None,
+        "seq_len": o.seq_len,
+        "tensor_types": [f"{expression}={kind}" for expression, kind in o.blocks.tensor_types],
     }
 
 
@@ -141,7 +155,5 @@ def model_sha256(graph: Graph) -> str:
     """Return the digest of a graph: its text and every bit of its constants."""
     digest = hashlib.sha256(graph.to_text().encode())
     for name in sorted(graph.weights):
-        digest.update(
-            graph.weights[name].contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(graph.weights.sha256(name).encode())
     return digest.hexdigest()

@@ -8,14 +8,17 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from qcompile.compiler.driver.build import BuildOptions
+from qcompile.compiler.driver import language
+from qcompile.compiler.driver.build import check_names
+from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.load import Source
+from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.graph.fusion import fused_activation
 from qcompile.passes.pipelines import float_pipeline
-from qcompile.targets.plans import NodePlan
+from qcompile.targets.plans import NodePlan, TensorPlan
 
 GRAPH_BYTES_A_NODE = {True: 550, False: 200}
 """Measured on the examples: what a node takes beside its weights, with its q/dq pairs and without."""
@@ -32,9 +35,12 @@ class DryRun:
         weight: Format of weights.
         activation: Format of activations.
         nodes: What becomes of each.
-        artifact_bytes: About how large the artifact will be.
-        peak_ram_bytes: Weights and live activations at the example inputs' size, without the engine.
+        artifact_bytes: About how large the artifact will be; exactly, if there are ``tensors``.
+        peak_ram_bytes: Weights and live activations at the example inputs' size, without the engine;
+            ``None`` for language models, whose context decides.
         passes: Names, in order.
+        tensors: What becomes of those of a language model.
+        notes: What is not as one might expect, a sentence each.
     """
 
     target: str
@@ -44,8 +50,10 @@ class DryRun:
     activation: str
     nodes: list[NodePlan]
     artifact_bytes: int
-    peak_ram_bytes: int
+    peak_ram_bytes: int | None
     passes: list[str]
+    tensors: tuple[TensorPlan, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -66,7 +74,12 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
         QCompileError: As the build would.
     """
     target = options.resolve()
+    language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
+    language.check(source, target, options)
+    check_names(source, options.keep_float)
+    if source.checkpoint is not None:
+        return _of_tensors(source.checkpoint, target, options)
     graph = source.graph.copy()
     passes = float_pipeline()
     base.run(graph, passes, base.RunOptions(check=False))
@@ -83,6 +96,24 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
         artifact_bytes=weights + graph_bytes,
         peak_ram_bytes=weights + peak_activation_bytes(graph, nodes, target.scheme.float_bits // 8),
         passes=[p.name for p in passes],
+    )
+
+
+def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> DryRun:
+    blocks = language.block_options(options)
+    found = target.emitter.plan_checkpoint(checkpoint, target.scheme, blocks, options.keep_float)
+    return DryRun(
+        target=target.name,
+        format=target.emitter.name,
+        precision=target.scheme.precision,
+        weight=target.scheme.precision,
+        activation=f"fp{target.scheme.float_bits}",
+        nodes=[],
+        artifact_bytes=found.bytes,
+        peak_ram_bytes=None,
+        passes=[p.name for p in target.emitter.float_passes()],
+        tensors=found.tensors,
+        notes=found.notes,
     )
 
 

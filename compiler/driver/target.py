@@ -6,17 +6,14 @@ from dataclasses import dataclass, replace
 
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.base import (
-    DEFAULT_WEIGHTS,
-    NO_TUNING,
     Emitter,
     Order,
     Scheme,
-    Tuning,
-    WeightOptions,
     emitter_names,
     find_emitter,
 )
 from qcompile.targets.device import Device, load_device
+from qcompile.targets.options import DEFAULT_WEIGHTS, NO_TUNING, Tuning, WeightOptions
 
 GRANULARITIES = ("per-tensor", "per-channel", "per-group")
 
@@ -82,7 +79,7 @@ def resolve(
         emitter = find_emitter(format or device.format)
     if minimum_os is not None:
         device = device.with_os_minimum(minimum_os)
-    wanted = (precision or device.default_precision(emitter.name)).lower()
+    wanted = (precision or emitter.default_precision(device)).lower()
     possible = emitter.precisions(device)
     if wanted not in possible:
         raise TargetError(

@@ -50,6 +50,21 @@ def check_destination(folder: Path, *, force: bool) -> None:
     check_folder(folder.absolute().parent, "-o")
 
 
+def check_file(file: Path, *, force: bool) -> None:
+    """Refuse a file that cannot be written, before any work.
+
+    Raises:
+        OutputError: It exists and ``force`` is not given, is a folder, or its folder is not writable.
+    """
+    if file.is_dir():
+        raise OutputError(f"{file} is a folder; give a file as -o")
+    if file.exists() and not force:
+        raise OutputError(f"{file} exists; give --force to replace it, or another -o")
+    if not file.absolute().parent.is_dir():
+        raise OutputError(f"{file.parent} is no folder; make it, or give another -o")
+    check_folder(file.absolute().parent, "-o")
+
+
 def check_folder(folder: Path, option: str) -> None:
     """Refuse a folder in which nothing can be written or that cannot be made.
 

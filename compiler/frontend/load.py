@@ -1,7 +1,7 @@
 """MODEL as the user names it -> ``Source``.
 
 A model file (or ``package.module:factory``) is the user's own Python and runs as such. A ``.pt2``
-program is data: nothing is unpickled.
+program is data: nothing is unpickled. So is a Hugging Face directory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from qcompile.compiler.frontend.interface import read_interface
 from qcompile.compiler.frontend.trace import Inputs, from_exported, trace
 from qcompile.compiler.frontend.user_code import describe, first_line, quiet
+from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.errors import ModelError, QCompileError
 from qcompile.compiler.ir.graph import Graph
 
@@ -43,6 +44,7 @@ class Source:
         calibration: Makes the samples, if the model file has them.
         evaluate: Measures quality, if the model file can.
         licence: Licence fields passed through to the manifest.
+        checkpoint: The directory of a language model.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Source:
     calibration: Callable[[], Any] | None = None
     evaluate: Evaluate | None = None
     licence: str | None = None
+    checkpoint: Checkpoint | None = None
 
 
 def load(model: str) -> Source:
@@ -73,6 +76,8 @@ def load(model: str) -> Source:
             found = "is a folder" if path.is_dir() else "does not exist"
             raise ModelError(f"the model file {path} {found}")
         return _load_program(path) if path.suffix == ".pt2" else _load_file(path)
+    if path.is_dir():
+        return _load_directory(path)
     if ":" in model and "/" not in model:
         name, _, factory = model.partition(":")
         with _importable(""):
@@ -81,7 +86,7 @@ def load(model: str) -> Source:
     exists = "is neither" if path.exists() else "does not exist; MODEL is neither"
     raise ModelError(
         f"{model} {exists} a model file (.py), a program saved by torch.export (.pt2), "
-        "nor package.module:factory"
+        "a Hugging Face directory, nor package.module:factory"
     )
 
 
@@ -160,6 +165,12 @@ def _load_file(path: Path) -> Source:
     folder = str(path.parent.resolve())
     with _importable(folder):
         return _Hooks(_run_file(path), str(path), folder).source("model", path.stem, path.name)
+
+
+def _load_directory(path: Path) -> Source:
+    from qcompile.compiler.frontend.huggingface.source import load_directory
+
+    return load_directory(path)
 
 
 def _load_program(path: Path) -> Source:

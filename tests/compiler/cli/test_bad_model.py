@@ -83,7 +83,7 @@ def test_a_model_file_that_cannot_be_used(say: Callable[..., str], text: str, me
         ("nowhere.pt2", "the model file nowhere.pt2 does not exist"),
         ("nowhere", "nowhere does not exist; MODEL is neither a model file (.py)"),
         ("tiny.txt", "tiny.txt is neither a model file (.py)"),
-        (".", ". is neither a model file (.py)"),
+        (".", ". is no model: it has no config.json"),
         ("no_package.here:make", "there is no module 'no_package' to import the model from"),
         ("json:make", "json:make has no function make() that returns the model"),
         ("broken.pt2", "broken.pt2 is not a program that torch"),
