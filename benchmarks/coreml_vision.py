@@ -29,9 +29,10 @@ from peers_coreml import INPUT, PEERS
 from report_coreml import OURS, Result, Row, environment, markdown
 from runs import eager
 
-from qcompile.compiler.driver.build import BuildOptions, build
+from qcompile.compiler.driver.build import build
+from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.frontend.load import Source, from_module
-from qcompile.targets.base import WeightOptions
+from qcompile.targets.options import WeightOptions
 
 TARGET = "apple-m2"
 MAX_BATCH = 1000

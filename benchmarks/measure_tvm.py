@@ -18,12 +18,8 @@ import torch
 from measure_int8 import agreement, sqnr_db
 from runs import Run
 
-from qcompile.compiler.driver.build import (
-    Build,
-    BuildOptions,
-    calibration_samples,
-    run_passes,
-)
+from qcompile.compiler.driver.build import Build, calibration_samples, run_passes
+from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.frontend.load import load
 from qcompile.compiler.ir.graph import Graph
@@ -32,7 +28,7 @@ from qcompile.passes.pipelines import float_pipeline
 from qcompile.runtime.session import Session
 from qcompile.runtime.sessions.tvm import Engine
 from qcompile.runtime.vectors import save_arrays
-from qcompile.targets.base import NO_TUNING, Tuning
+from qcompile.targets.options import NO_TUNING, Tuning
 from qcompile.targets.tvm.engine import run_emulated
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.program import build_library

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from float_vision import MODELS, load_images, load_model
 
-from qcompile.compiler.driver.build import Build, BuildOptions, calibration_samples, run_passes
+from qcompile.compiler.driver.build import Build, calibration_samples, run_passes
+from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.load import from_module

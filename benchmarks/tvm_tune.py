@@ -22,7 +22,7 @@ from measure_tvm import medians_us, own_run, session_run
 from qcompile.compiler.driver import BuildOptions, build
 from qcompile.compiler.driver.bench import cpu_name
 from qcompile.compiler.frontend.load import Source, load
-from qcompile.targets.base import Tuning
+from qcompile.targets.options import Tuning
 
 MODEL_FILE = Path(__file__).parent / "vision_model.py"
 TARGET = "x86-avx512-vnni"

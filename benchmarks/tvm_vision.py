@@ -44,7 +44,7 @@ from measure_tvm import (
 from report_tvm import OWN_IMAGES, Costs, Result, Row, environment, markdown
 from runs import Run, eager
 
-from qcompile.targets.base import NO_TUNING, Tuning
+from qcompile.targets.options import NO_TUNING, Tuning
 
 HERE = Path(__file__).parent
 MODEL_FILE = HERE / "vision_model.py"
