@@ -100,7 +100,7 @@ def quantized_graph(model_file: Path, calibration: Path, **options: Any) -> Grap
     source = load(str(model_file))
     chosen = BuildOptions(calibrate=calibration, evaluate=False, **options)
     work = Build(source, chosen, chosen.resolve(), Progress())
-    work.samples = calibration_samples(source, work.target, chosen)
+    work.samples, _ = calibration_samples(source, work.target, chosen)
     run_passes(work)
     assert work.quantized is not None
     return work.quantized

@@ -42,7 +42,7 @@ def quantized(model: str, options: argparse.Namespace) -> tuple[Graph, Target]:
     images = load_images(options.data / "data" / "cifar10_calibration.npz")[0]
     settings = BuildOptions(target=options.target, format="tvm", calibrate={INPUT: images})
     work = Build(source, settings, settings.resolve(), Progress())
-    work.samples = calibration_samples(source, work.target, settings)
+    work.samples, _ = calibration_samples(source, work.target, settings)
     run_passes(work)
     assert work.quantized is not None
     return work.quantized, work.target
