@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.runtime.errors import BundleError
-from qcompile.runtime.llama.library import forget, library, reason
+from qcompile.runtime.llama.library import library, listen, reason
 from qcompile.runtime.llama.model import Model
 
 BATCH = 512
@@ -92,7 +92,7 @@ class Context:
         settings.flash_attn_type = getattr(functions, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
         settings.type_k = settings.type_v = cache
         settings.offload_kqv = settings.op_offload = False
-        forget()
+        listen()
         handle = functions.llama_init_from_model(model.handle, settings)
         if not handle:
             raise BundleError(f"llama.cpp {model.version} makes no context: {reason()}")
@@ -131,7 +131,7 @@ class Context:
         batch = self._functions.llama_batch_init(ids.size, 0, 1)
         try:
             self._fill(batch, ids, start, first)
-            forget()
+            listen()
             code = self._functions.llama_decode(self._handle, batch)
         finally:
             self._functions.llama_batch_free(batch)

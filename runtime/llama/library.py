@@ -31,10 +31,14 @@ def library() -> Any:
     return functions
 
 
-def silence() -> None:
-    """Let llama.cpp print nothing, whoever listened in between."""
+def listen() -> None:
+    """Hear llama.cpp's errors of the next call, whoever else in this process listened before.
+
+    It prints nothing, and what it said before is forgotten.
+    """
     functions = library()
     functions.llama_log_set(_listener(functions), ctypes.c_void_p(0))
+    _said.clear()
 
 
 def version() -> str:
@@ -48,16 +52,11 @@ def version() -> str:
 def _listener(functions: Any) -> Any:
     """Return a callback, which must outlive the library, that keeps the errors it is told."""
 
-    def listen(level: int, text: bytes, _: Any) -> None:
+    def keep(level: int, text: bytes, _: Any) -> None:
         if level == _ERROR:
             _said.append(text.decode("utf-8", "replace").strip())
 
-    return functions.llama_log_callback(listen)
-
-
-def forget() -> None:
-    """Forget what the library said, before a call that may fail."""
-    _said.clear()
+    return functions.llama_log_callback(keep)
 
 
 def reason() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.runtime.errors import BundleError, InputError
-from qcompile.runtime.llama.library import forget, library, reason, version
+from qcompile.runtime.llama.library import library, listen, reason, version
 
 MAGIC = b"GGUF"
 _HEADER = struct.Struct("<4sIQQ")
@@ -40,7 +40,7 @@ class Model:
         settings = functions.llama_model_default_params()
         settings.n_gpu_layers = 0
         settings.use_extra_bufts = repack
-        forget()
+        listen()
         handle = functions.llama_model_load_from_file(os.fsencode(file), settings)
         if not handle:
             raise BundleError(f"llama.cpp {version()} refuses it: {reason()}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.compiler.ir.errors import PassError
-from qcompile.runtime.llama.library import forget, library, reason
+from qcompile.runtime.llama.library import library, listen, reason
 
 ALL_F32 = 0
 """``LLAMA_FTYPE_ALL_F32``."""
@@ -22,7 +22,7 @@ def write_twin(artifact: Path, twin: Path) -> None:
     functions = library()
     options = functions.llama_model_quantize_default_params()
     options.ftype, options.allow_requantize, options.nthread = ALL_F32, True, 1
-    forget()
+    listen()
     if functions.llama_model_quantize(str(artifact).encode(), str(twin).encode(), options):
         raise PassError(f"llama.cpp does not decode {artifact.name}: {reason()}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.compiler.ir.errors import MissingPackageError, ModelError
-from qcompile.runtime.llama.library import forget, library, reason
+from qcompile.runtime.llama.library import library, listen, reason
 
 # What llama.cpp needs besides the tokenizer before it reads a file that holds a vocabulary alone.
 _HEAD = {
@@ -60,7 +60,7 @@ class Vocabulary:
 
     def __init__(self, file: Path) -> None:
         self._api = library()
-        forget()
+        listen()
         parameters = self._api.llama_model_default_params()
         parameters.vocab_only = True
         self._model = self._api.llama_model_load_from_file(str(file).encode(), parameters)
