@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qcompile.compiler.ir.blocks.format import BlockFormat
+
 
 @dataclass(frozen=True)
 class NodePlan:
@@ -47,6 +49,28 @@ class TensorPlan:
     format: str
     bytes: int
     why: str = ""
+
+
+@dataclass(frozen=True)
+class TensorChoices:
+    """Tensors of a language model that must have one format, and the formats that they may have.
+
+    Args:
+        tensors: Names in the file, each with its shape.
+        sources: Names of the weights that they are made of.
+        formats: That they may have.
+        bytes: What they take in the file in each of these, padding included.
+    """
+
+    tensors: Mapping[str, tuple[int, ...]]
+    sources: tuple[str, ...]
+    formats: tuple[BlockFormat, ...]
+    bytes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the first tensor."""
+        return next(iter(self.tensors))
 
 
 @dataclass(frozen=True)

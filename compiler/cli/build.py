@@ -80,6 +80,18 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--seq-len", type=click.IntRange(min=2), metavar="N",
               help="gguf: tokens of a calibration sequence; default: 512, or the context.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="gguf: go on with what a killed build left.")
+@click.option("--max-size", type=Size(), metavar="SIZE", help="gguf: the file's bytes at most; each "
+              "tensor gets the format that serves the whole best.")  # fmt: skip
+@click.option("--target-bpw", type=float, metavar="BITS",
+              help="gguf: bits of a weight at most, scales included, on average.")  # fmt: skip
+@click.option("--max-kl", type=float, metavar="NATS", help="gguf: KL divergence from the original's "
+              "predictions at most, measured in llama.cpp.")  # fmt: skip
+@click.option("--optimize", type=click.Choice(["quality", "size"]), help="What is improved once all "
+              "limits hold; default: quality, or size under --max-kl alone.")  # fmt: skip
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="gguf: build a saved plan.")  # fmt: skip
+@click.option("--save-plan", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the plan that was built.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
@@ -103,6 +115,7 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     from qcompile.compiler.cli import show
     from qcompile.compiler.driver import BuildOptions, build
     from qcompile.compiler.driver import dry_run as plan
+    from qcompile.compiler.driver.budget import Budget
     from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
     from qcompile.targets.options import BlockOptions, Tuning, WeightOptions
@@ -115,6 +128,8 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     given["blocks"] = BlockOptions(types, given.pop("encoder"), given.pop("imatrix"))
     if given["format"] is None and is_directory(model, given["target"]):
         given["format"] = "gguf"
+    limits = ("max_size", "target_bpw", "max_kl", "optimize")
+    given["budget"] = Budget(**{name: given.pop(name) for name in limits})
     given["tuning"] = Tuning(given.pop("trials"), given.pop("tune_database"))
     options = BuildOptions(**given)
     options.resolve()

@@ -8,6 +8,7 @@ QCompileError
 ├── PassError          a pass failed or broke its contract: a defect of qcompile
 ├── OutputError        the bundle cannot be written where it was asked for
 └── GateError          a bundle was built, and a gate refused it (exit code 1)
+    └── BudgetError    no plan keeps the limits, so nothing was built (exit code 1)
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from qcompile.runtime.errors import MissingPackageError, QCompileError
 
 __all__ = [
+    "BudgetError",
     "CalibrationError",
     "GateError",
     "MissingPackageError",
@@ -62,3 +64,7 @@ class GateError(QCompileError):
     def __init__(self, message: str, bundle: object = None) -> None:
         super().__init__(message)
         self.bundle = bundle
+
+
+class BudgetError(GateError):
+    """No plan keeps the limits that the user gave; nothing was built."""

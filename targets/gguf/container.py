@@ -51,7 +51,7 @@ class StoredTensor:
 
 def predicted_bytes(fields: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> int:
     """Return the exact size of the file that ``write_gguf`` would write; no data is touched."""
-    return len(header(fields, tensors)) + sum(_aligned(tensor.nbytes) for tensor in tensors)
+    return len(header(fields, tensors)) + sum(aligned(tensor.nbytes) for tensor in tensors)
 
 
 def write_gguf(
@@ -88,9 +88,9 @@ def header(fields: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> bytes:
     offset = 0
     for tensor in tensors:
         parts.append(_row_of_table(tensor, offset))
-        offset += _aligned(tensor.nbytes)
+        offset += aligned(tensor.nbytes)
     head = b"".join(parts)
-    return head.ljust(_aligned(len(head)), b"\0")
+    return head.ljust(aligned(len(head)), b"\0")
 
 
 def _check(tensors: Sequence[StoredTensor]) -> None:
@@ -122,8 +122,9 @@ def _write_data(stream: IO[bytes], tensor: StoredTensor) -> None:
             f"{tensor.name}: {list(tensor.shape)} in {tensor.type_name} is {tensor.nbytes} bytes, "
             f"and {written} were given"
         )
-    stream.write(bytes(_aligned(written) - written))
+    stream.write(bytes(aligned(written) - written))
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """Return where the next tensor begins after so many bytes."""
     return -(-size // ALIGNMENT) * ALIGNMENT
