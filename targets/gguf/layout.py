@@ -71,12 +71,12 @@ class Layout:
         Args:
             keep_float: Names that the user wants as float: they are stored as float16.
         """
-        found = {}
+        found: dict[str, BlockFormat] = {}
         for tensor in self.tensors:
             if not never_quantized(tensor.name, tensor.shape):
-                for source in tensor.sources:
-                    name = "F16" if source in keep_float else self.chosen.types[tensor.name]
-                    found[source] = BLOCK_FORMATS[name]
+                kept = not keep_float.isdisjoint(tensor.sources)  # a tensor has one type
+                name = "F16" if kept else self.chosen.types[tensor.name]
+                found |= dict.fromkeys(tensor.sources, BLOCK_FORMATS[name])
         return found
 
     def fields(self) -> dict[str, Any]:
