@@ -18,7 +18,7 @@ from qcompile.compiler.driver import parity as parities
 from qcompile.compiler.driver import write
 from qcompile.compiler.ir.graph import Graph
 from qcompile.runtime.manifest import FILE, FileInfo, Manifest
-from qcompile.targets.base import Emitted
+from qcompile.targets.order import Emitted
 
 if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
@@ -55,7 +55,8 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
         sizes=_sizes(work, _artifact_bytes(files, emitted.artifact)),
         gates=tuple(_plain(gate) for gate in gates),
         interface=_plain(asdict(source.graph.interface)),
-        notes=(*emitted.notes, work.read) if work.read else emitted.notes,
+        notes=(*emitted.notes, *work.notes, *filter(None, [work.read])),
+        foldings=tuple(_plain(row) for row in work.log.as_json()["foldings"]),
     )
 
 
