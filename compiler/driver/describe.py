@@ -19,7 +19,7 @@ from qcompile.compiler.driver import write
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes.quantization.block_experts import seldom_reached
 from qcompile.runtime.manifest import FILE, FileInfo, Manifest
-from qcompile.targets.base import Emitted
+from qcompile.targets.order import Emitted
 
 if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
@@ -57,7 +57,8 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
         sizes=_sizes(work, _artifact_bytes(files, emitted.artifact)),
         gates=tuple(_plain(gate) for gate in gates),
         interface=_plain(asdict(source.graph.interface)),
-        notes=tuple(note for note in (*emitted.notes, work.read, seldom) if note),
+        notes=tuple(filter(None, (*emitted.notes, *work.notes, work.read, seldom))),
+        foldings=tuple(_plain(row) for row in work.log.as_json()["foldings"]),
     )
 
 
