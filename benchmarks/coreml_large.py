@@ -25,8 +25,9 @@ from qcompile.compiler.frontend.stored import trace_stored
 from qcompile.passes.base import run
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.passes.quantization.records import QuantizationLog
-from qcompile.targets.base import Order, Recipe, find_emitter
+from qcompile.targets.base import find_emitter
 from qcompile.targets.device import load_device
+from qcompile.targets.order import Order, Recipe
 
 WIDTH, HEAD, WORDS = 1536, 64, 32_000
 

@@ -11,9 +11,7 @@ data/cifar10_calibration.npz. Needs ``pip install scikit-learn kmeans1d`` for co
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from float_vision import MODELS, load_images, load_model
 from measure_coreml import FLOAT, Outputs, interpreted, package_bytes, run_all, slowdown
 from measure_coreml import weight_bytes as stored_bytes
 from measure_int8 import agreement, sqnr_db, top1
+from pages import command_line, publish, tell, working_folder
 from peers_coreml import INPUT, PEERS
 from report_coreml import OURS, Result, Row, environment, markdown
 from runs import eager
@@ -182,11 +181,6 @@ def selected(only: list[str] | None) -> list[str]:
     return [name for name in FORMATS if only is None or name in only or name == "fp16"]
 
 
-def tell(text: str) -> None:
-    """Say what is going on."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -206,15 +200,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run the benchmark."""
     options = parse(arguments)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
+    with working_folder(options.keep) as folder:
         results = [benchmark(model, options, folder / model) for model in options.model or MODELS]
-    command = shlex.join(["python", "benchmarks/coreml_vision.py", *arguments])
-    page = markdown(results, environment(command, options.images, options.batch))
-    print(page)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(page)
+    page = markdown(results, environment(command_line(arguments), options.images, options.batch))
+    publish(page, options.output)
     return 0
 
 

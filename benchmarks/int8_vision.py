@@ -13,10 +13,8 @@ import hashlib
 import importlib.util
 import json
 import os
-import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from measure_int8 import (
     sqnr_db,
     top1,
 )
+from pages import command_line, working_folder, write
 from peers_int8 import PEERS
 from report_int8 import environment, markdown, versions
 
@@ -219,17 +218,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Run the benchmark; exit code 1 if something could not be built."""
     options = parse(arguments)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
+    with working_folder(options.keep) as folder:
         results = [benchmark(model, options, folder / model) for model in options.model or MODELS]
-    command = shlex.join(["python", "benchmarks/int8_vision.py", *arguments])
-    report = {"environment": environment(command, options.date), "results": results}
+    report = {"environment": environment(command_line(arguments), options.date), "results": results}
     print(markdown(report))
     for output in options.output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(
-            json.dumps(report, indent=1) + "\n" if output.suffix == ".json" else markdown(report)
-        )
+        is_json = output.suffix == ".json"
+        write(output, json.dumps(report, indent=1) + "\n" if is_json else markdown(report))
     return int(any(result["failures"] for result in results))
 
 

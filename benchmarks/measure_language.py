@@ -33,14 +33,22 @@ class Judge:
         seq_len: Tokens a sequence.
         folder: For its logits and for figures.
         reuse: Take the figures of an earlier run, if file and text are the same.
+        samples: Sequences; all by default.
     """
 
     def __init__(
-        self, original: Path, text: Path, seq_len: int, folder: Path, *, reuse: bool
+        self,
+        original: Path,
+        text: Path,
+        seq_len: int,
+        folder: Path,
+        *,
+        reuse: bool,
+        samples: int | None = None,
     ) -> None:
         self.folder, self.reuse, self.name = folder, reuse, text.stem
         self.original = TorchModel(original)
-        self.texts: Texts = read_texts(text, self.original.words, seq_len)
+        self.texts: Texts = read_texts(text, self.original.words, seq_len, max_sequences=samples)
         self._logits: np.ndarray | None = None
 
     def floor(self) -> Figures:
@@ -62,6 +70,11 @@ class Judge:
         found = plain(compare_logits(self._reference(), candidate, self.texts.ids))
         record.write_text(json.dumps({"of": key, **found}))
         return found
+
+    def distance(self, other: Judge) -> float:
+        """Return the largest difference of logits to those of another original on the same text."""
+        pairs = zip(self._reference(), other._reference(), strict=True)
+        return max(float(np.abs(own - its).max()) for own, its in pairs)
 
     def _reference(self) -> Iterator[np.ndarray]:
         """Give the original's logits; they are computed once."""

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +39,7 @@ from measure_tvm import (
     session_run,
     startup_ms,
 )
+from pages import command_line, publish, tell, working_folder
 from report_tvm import OWN_IMAGES, Costs, Result, Row, environment, markdown
 from runs import Run, eager
 
@@ -246,11 +245,6 @@ def graph_logits(target: str, inputs: Inputs, images: np.ndarray, format_: str) 
     return logits_of(graph_run(graph), images)
 
 
-def tell(text: str) -> None:
-    """Say what is going on."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -277,15 +271,10 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     os.environ["TVM_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
+    with working_folder(options.keep) as folder:
         results = [benchmark(model, options, folder / model) for model in options.model or MODELS]
-    command = shlex.join(["python", "benchmarks/tvm_vision.py", *arguments])
-    page = markdown(results, environment(command))
-    print(page)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(page)
+    page = markdown(results, environment(command_line(arguments)))
+    publish(page, options.output)
     return 0
 
 

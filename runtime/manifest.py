@@ -15,10 +15,11 @@ from typing import Any
 
 from qcompile.runtime.errors import BundleError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "manifest.json"
 MAX_BYTES = 64 << 20
-_SINCE_2 = {"interface", "notes"}
+_SINCE = {"interface": 2, "notes": 2, "foldings": 3}
+"""The first schema that has a field."""
 DTYPES = frozenset(
     ["bool", "float16", "float32", "float64"]
     + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -81,6 +82,8 @@ class Manifest:
         gates: Each gate, its limit, what was measured.
         interface: Images, labels, shapes and metadata, as the model file says (schema 2).
         notes: What is not as one might expect, a sentence each (schema 2).
+        foldings: Factors that were moved into the columns of layers: what took them up, which layers,
+            and the error with them by that without (schema 3).
     """
 
     name: str
@@ -106,6 +109,7 @@ class Manifest:
     gates: tuple[Mapping[str, Any], ...] = ()
     interface: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    foldings: tuple[Mapping[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Return the file's text: sorted keys, so equal manifests have equal bytes."""
@@ -120,9 +124,7 @@ class Manifest:
             BundleError: It is no manifest, from a newer schema, or points outside of its bundle.
         """
         schema, data = _parse(text, where)
-        names = {f.name for f in fields(cls)}
-        if schema < 2:
-            names -= _SINCE_2
+        names = {f.name for f in fields(cls) if _SINCE.get(f.name, 1) <= schema}
         if odd := sorted(names ^ set(data)):
             raise BundleError(f"{where} has wrong or missing fields: {', '.join(odd)}")
         try:

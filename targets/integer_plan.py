@@ -17,8 +17,8 @@ from qcompile.passes.graph.fusion import ACTIVATIONS
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.integer_ops import IntegerOps
 from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
-from qcompile.targets.base import Scheme
 from qcompile.targets.cpu_facts import PrecisionFact
+from qcompile.targets.order import Scheme
 from qcompile.targets.plans import NodePlan
 
 

@@ -10,8 +10,8 @@ from qcompile.passes.graph.cross_layer_equalization import CrossLayerEqualizatio
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.integer_ops import IntegerOps
 from qcompile.passes.quantization.quantize import Quantize
-from qcompile.targets.base import Recipe
 from qcompile.targets.options import WeightOptions
+from qcompile.targets.order import Recipe
 
 
 def refuse_groups(format: str, precision: str, options: WeightOptions) -> None:

@@ -39,6 +39,10 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print data for machines.")
 debug_option = click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), default=lambda: os.cpu_count() or 1,
+    show_default="all cores", help="Of llama.cpp.",
+)  # fmt: skip
 
 
 def reports_errors(function: Function) -> Function:
@@ -119,12 +123,19 @@ class _Display(Bars):
 
 @contextmanager
 def progress_display(*, quiet: bool) -> Iterator[Any]:
-    """Give a ``Progress`` that draws on stderr: a bar at a terminal, nothing elsewhere."""
+    """Give a ``Progress`` that writes to stderr: notes, and a bar at a terminal; nothing if quiet."""
     from qcompile.compiler.driver.progress import Progress
 
     err = Console(stderr=True)
-    if quiet or not err.is_terminal:
+    if quiet:
         yield Progress()
+        return
+
+    def note(text: str) -> None:
+        err.print(f"note: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    if not err.is_terminal:
+        yield Progress(note=note)
         return
     columns = (
         SpinnerColumn(),
@@ -146,4 +157,4 @@ def progress_display(*, quiet: bool) -> Iterator[Any]:
             bars.lines = lines
             bars.update(task, description="tune", total=1.0, completed=done)
 
-        yield Progress(stage, share, measured)
+        yield Progress(stage, share, note, measured)

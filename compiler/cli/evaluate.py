@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from qcompile.compiler.cli.common import (
     print_json,
     progress_display,
     reports_errors,
+    threads_option,
 )
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
     "--seq-len", required=True, type=click.IntRange(3), help="Tokens a sequence; half are scored."
 )
 @click.option("--max-sequences", type=click.IntRange(1), help="Use the first ones only.")
-@click.option(
-    "--threads", type=click.IntRange(1), default=lambda: os.cpu_count() or 1,
-    show_default="all cores", help="Of llama.cpp.",
-)  # fmt: skip
+@threads_option
 @json_option
 @debug_option
 @reports_errors

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from qcompile.compiler.cli.common import debug_option, json_option, print_json, reports_errors
+from qcompile.compiler.cli.common import (
+    debug_option,
+    json_option,
+    print_json,
+    reports_errors,
+    threads_option,
+)
 
 
 @click.command("generate")
@@ -38,10 +43,7 @@ from qcompile.compiler.cli.common import debug_option, json_option, print_json, 
     default=None,
     help="Through the chat template, or as it is; default: if it has one.",
 )
-@click.option(
-    "--threads", type=click.IntRange(1), default=lambda: os.cpu_count() or 1,
-    show_default="all cores", help="Of llama.cpp.",
-)  # fmt: skip
+@threads_option
 @json_option
 @debug_option
 @reports_errors

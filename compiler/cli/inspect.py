@@ -44,8 +44,8 @@ def command(bundle: Path, limit: int | None, target: str | None, as_json: bool) 
             out.print(f"{kind} {tensor.name}: {tensor.dtype}[{sizes}]", markup=False)
     if found.manifest.layers:
         show.layers(found, limit)
-    for note in found.manifest.notes:
-        out.print(f"note: {note}", markup=False)
+    if found.manifest.foldings:
+        show.foldings(found, limit)
     show.units(plans, said, limit)
     for row in found.manifest.floats:
         out.print(f"float in the engine: {row['count']} x {row['op']}: {row['why']}")

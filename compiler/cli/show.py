@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from qcompile.compiler.cli.common import console
@@ -19,7 +20,7 @@ def bundle(found: Bundle) -> None:
     for label, text in found.summary():
         table.add_row(label, text)
     for note in found.manifest.notes:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     if found.seconds:
         total = sum(found.seconds.values())
         parts = ", ".join(f"{name} {value:.1f}" for name, value in found.seconds.items())
@@ -70,9 +71,9 @@ def _tensors(found: DryRun) -> None:
         shape = " x ".join(map(str, row.shape))
         table.add_row(row.name, shape, row.format, f"{row.bytes:,}")
     out.print(table)
-    reasons = [row.why if row.name in row.why else f"{row.name} is {row.why}"
-               for row in found.tensors if row.why]  # fmt: skip
-    for note in (*reasons, *found.notes):
+    kept = [f"{row.name} is {row.why}" for row in found.tensors
+            if row.why and row.name not in row.why]  # fmt: skip
+    for note in (*kept, *found.notes):
         out.print(f"note: {note}", markup=False)
     out.print(f"artifact: {found.artifact_bytes:,} bytes")
 
@@ -87,6 +88,14 @@ def layers(found: Bundle, limit: int | None) -> None:
             row["name"], row["op"], row["weight"], f"{row['bytes']:,}", row["rounding"],
             _decibels(row["weight_sqnr_db"]), _decibels(row["output_sqnr_db"]), row["note"],
         )  # fmt: skip
+    console().print(table)
+
+
+def foldings(found: Bundle, limit: int | None) -> None:
+    """Print which inputs were rescaled, those that gained most first."""
+    table = Table("rescaled", "layers", "factors", "error, times", box=None, pad_edge=False)
+    for row in sorted(found.manifest.foldings, key=lambda r: r["error"])[:limit]:
+        table.add_row(row["name"], ", ".join(row["layers"]), row["method"], f"{row['error']:.3f}")
     console().print(table)
 
 

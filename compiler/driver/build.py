@@ -18,7 +18,8 @@ from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target
-from qcompile.compiler.frontend.calibration import RANDOM, load_samples
+from qcompile.compiler.frontend.calibration import load_samples
+from qcompile.compiler.frontend.calibration_tables import RANDOM
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.errors import (
     CalibrationError,
@@ -34,7 +35,7 @@ from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
 from qcompile.runtime.vectors import save_arrays
-from qcompile.targets.base import Emitted, Order, Recipe
+from qcompile.targets.order import Emitted, Order, Recipe
 
 VECTORS = 16
 """Samples in ``vectors/``."""
@@ -51,6 +52,7 @@ class Build:
         progress: Told what happens.
         folder: For what a killed build of a language model leaves.
         read: What was read of its texts, and what was not.
+        notes: What was said of its file before the work.
     """
 
     source: Source
@@ -65,6 +67,7 @@ class Build:
     seconds: dict[str, float] = field(default_factory=dict)
     folder: Path = Path()
     read: str = ""
+    notes: tuple[str, ...] = ()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -105,10 +108,12 @@ def build(
     language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
     language.check(source, target, options)
-    language.check_room(source, target, options, folder)
+    work.notes = language.check_room(source, target, options, folder)
     with _one_thread_per_op(), _work_folder(work, folder), write.staged(folder) as stage:
         with work.stage("calibration data"):
             work.samples, work.read = calibration_samples(source, target, options)
+        for text in work.notes:
+            work.progress.note(text)
         with work.stage("passes"):
             run_passes(work)
         with work.stage("emit"):

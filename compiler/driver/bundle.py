@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from qcompile.runtime import manifest as manifests
@@ -58,6 +59,7 @@ class Bundle:
             ("size", _size(m.sizes)),
             *[(f"{name}", _quality(values)) for name, values in m.quality.items()],
             ("SQNR to PyTorch", _total(m.parity)),
+            ("rescaled inputs", _foldings(m.foldings)),
             ("stays float", _floats(m)),
             ("gates", "all passed" if self.passed else "; ".join(self.failures)),
         ]
@@ -94,6 +96,15 @@ def _total(parity: Mapping[str, Any]) -> str:
     values = [row["sqnr_db"] for row in parity.get("total", {}).values()]
     found = [v for v in values if v is not None]
     return f"{min(found):.1f} dB" if found else "equal" if values else ""
+
+
+def _foldings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many groups of layers read rescaled inputs, and what that does to their errors."""
+    errors = sorted(row["error"] for row in rows if row["error"] < 1)
+    if not errors:
+        return ""
+    found = f"of {len(errors)} of {len(rows)} groups of layers; their error"
+    return f"{found} times {errors[0]:.2f} to {errors[-1]:.2f}, {median(errors):.2f} in the middle"
 
 
 def _floats(manifest: Manifest) -> str:

@@ -17,8 +17,9 @@ import qcompile
 from qcompile.compiler.driver import parity as parities
 from qcompile.compiler.driver import write
 from qcompile.compiler.ir.graph import Graph
+from qcompile.passes.quantization.block_experts import seldom_reached
 from qcompile.runtime.manifest import FILE, FileInfo, Manifest
-from qcompile.targets.base import Emitted
+from qcompile.targets.order import Emitted
 
 if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
@@ -32,6 +33,7 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
     scheme, source = work.target.scheme, work.source
     files = {n: f for n, f in write.file_table(stage).items() if n != FILE}
     gates = parities.gates(parity, scheme.float_bits, work.options.min_sqnr) if parity else []
+    seldom = seldom_reached(work.log.layers)
     licence = {"licence": source.licence} if source.licence else {}
     return Manifest(
         name=source.name,
@@ -55,7 +57,8 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
         sizes=_sizes(work, _artifact_bytes(files, emitted.artifact)),
         gates=tuple(_plain(gate) for gate in gates),
         interface=_plain(asdict(source.graph.interface)),
-        notes=(*emitted.notes, work.read) if work.read else emitted.notes,
+        notes=tuple(filter(None, (*emitted.notes, *work.notes, work.read, seldom))),
+        foldings=tuple(_plain(row) for row in work.log.as_json()["foldings"]),
     )
 
 

@@ -100,8 +100,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
 
 
 def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> DryRun:
-    blocks = language.block_options(options)
-    found = target.emitter.plan_checkpoint(checkpoint, target.scheme, blocks, options.keep_float)
+    found = language.file_plan(checkpoint, target, options)
     return DryRun(
         target=target.name,
         format=target.emitter.name,

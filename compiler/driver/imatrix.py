@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompile.compiler.driver.language import SEQUENCE, batches
 from qcompile.compiler.driver.progress import Progress
@@ -20,7 +21,7 @@ from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.errors import ModelError
 from qcompile.passes.calibration.input_squares import InputSquares, Squares
 from qcompile.passes.calibration.walk import Walk
-from qcompile.targets.gguf.imatrix import Imatrix, write_imatrix
+from qcompile.targets.gguf.imatrix import UNVISITED, Imatrix, write_imatrix
 from qcompile.targets.gguf.importance import collected
 from qcompile.targets.gguf.layout import Layout
 from qcompile.targets.gguf.tensors import GgufTensor
@@ -127,8 +128,8 @@ def _check_read(visitor: InputSquares, tensors: Mapping[str, GgufTensor]) -> Non
     unread = [n for n, t in tensors.items() if not visitor.watched.issuperset(t.sources)]
     if unread:
         raise ModelError(
-            f"the inputs of {', '.join(unread)} cannot be collected: no linear layer reads them (experts "
-            "choose their tokens as they run); use llama-imatrix, or build without an imatrix"
+            f"the inputs of {', '.join(unread)} cannot be collected: no linear layer reads "
+            "them; use llama-imatrix, or build without an imatrix"
         )
 
 
@@ -136,10 +137,15 @@ def _imatrix(
     tensors: Mapping[str, GgufTensor], found: Mapping[str, Squares], texts: Texts
 ) -> Imatrix:
     squares = {name: [found[source] for source in t.sources] for name, t in tensors.items()}
-    means = {
-        name: np.stack([(s.sums / s.rows).float().numpy() for s in parts])
-        for name, parts in squares.items()
-    }
+    means = {name: np.stack([_means(part) for part in parts]) for name, parts in squares.items()}
     rows = {n: np.array([s.rows for s in p], dtype=np.float32) for n, p in squares.items()}
     count, length = texts.ids.shape
     return Imatrix(means, rows, length, count, (texts.source,))
+
+
+def _means(squares: Squares) -> NDArray[np.float32]:
+    """Return the mean squares; of an expert that no token reached what llama.cpp takes instead."""
+    if not squares.rows:
+        return np.full(len(squares.sums), UNVISITED, np.float32)
+    found: NDArray[np.float32] = (squares.sums / squares.rows).float().numpy()
+    return found

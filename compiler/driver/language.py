@@ -12,19 +12,26 @@ from typing import TYPE_CHECKING
 import torch
 
 import qcompile
-from qcompile.compiler.frontend.calibration import RANDOM
+from qcompile.compiler.frontend.calibration_tables import RANDOM
 from qcompile.compiler.frontend.huggingface.language_model import INPUT
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.frontend.texts import Texts, read_texts
 from qcompile.compiler.frontend.words import read_words
+from qcompile.compiler.ir.blocks.format import FLOATS
+from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.errors import CalibrationError, OutputError, TargetError
 from qcompile.passes.calibration.samples import Samples
 from qcompile.targets.options import NO_BLOCK_OPTIONS, BlockOptions
+from qcompile.targets.plans import FilePlan
 
 if TYPE_CHECKING:
     from qcompile.compiler.driver.options import BuildOptions
     from qcompile.compiler.driver.target import Target
 
+WITHOUT_DATA = (
+    "without calibration data weights in {} are rounded to nearest: give --calibrate FILE (.txt, .jsonl, "
+    ".npz) or --imatrix FILE for smaller errors"
+)
 SEQUENCE = 512
 """Tokens of a calibration sequence, as in llama-imatrix, if the model takes so many."""
 BATCH = 8
@@ -163,18 +170,37 @@ def _stat(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def check_room(source: Source, target: Target, options: BuildOptions, folder: Path) -> None:
+def file_plan(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> FilePlan:
+    """Return what the file will hold, and what a user should know before the work."""
+    found = target.emitter.plan_checkpoint(
+        checkpoint, target.scheme, block_options(options), options.keep_float
+    )
+    return replace(found, notes=(*found.notes, *_without_data(found, options)))
+
+
+def _without_data(planned: FilePlan, options: BuildOptions) -> list[str]:
+    """Say that nothing tells which inputs matter, if that changes a weight."""
+    if block_options(options).informed:
+        return []
+    rounded = sorted({row.format for row in planned.tensors} - set(FLOATS))
+    return [WITHOUT_DATA.format(", ".join(rounded))] if rounded else []
+
+
+def check_room(
+    source: Source, target: Target, options: BuildOptions, folder: Path
+) -> tuple[str, ...]:
     """Refuse a disk that will not hold the result, and beside it the blocks it is written from.
+
+    Returns:
+        What a user should know of the file before the work, a sentence each.
 
     Raises:
         OutputError: It is too small; says by how much.
     """
     checkpoint = source.checkpoint
     if checkpoint is None:
-        return
-    planned = target.emitter.plan_checkpoint(
-        checkpoint, target.scheme, block_options(options), options.keep_float
-    )
+        return ()
+    planned = file_plan(checkpoint, target, options)
     needed = 2 * planned.bytes
     parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(parent).free
@@ -183,3 +209,4 @@ def check_room(source: Source, target: Target, options: BuildOptions, folder: Pa
             f"{parent} has {free:,} bytes free, and {checkpoint.path.name} needs {needed:,} while it is "
             "built; free some, or give another -o"
         )
+    return planned.notes

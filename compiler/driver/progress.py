@@ -13,9 +13,11 @@ class Progress:
     Args:
         stage: Told the name of each stage when it starts.
         share: Told the share of the stage that is done, 0 to 1.
+        note: Told what a user should know before the work, a sentence each.
         measured: Told the share of tuning that is done, and lines that say what was found.
     """
 
     stage: Callable[[str], None] = lambda name: None
     share: Callable[[float], None] = lambda share: None
+    note: Callable[[str], None] = lambda text: None
     measured: Callable[[float, Sequence[str]], None] = lambda share, lines: None

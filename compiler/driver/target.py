@@ -5,17 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import (
-    Emitter,
-    Order,
-    Scheme,
-    emitter_names,
-    find_emitter,
-)
+from qcompile.targets.base import Emitter, emitter_names, find_emitter
 from qcompile.targets.device import Device, load_device
 from qcompile.targets.options import DEFAULT_WEIGHTS, NO_TUNING, Tuning, WeightOptions
-
-GRANULARITIES = ("per-tensor", "per-channel", "per-group")
+from qcompile.targets.order import Order, Scheme
 
 
 @dataclass(frozen=True)

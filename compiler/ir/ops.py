@@ -1,4 +1,4 @@
-"""The ops of the IR beyond ATen: quantize/dequantize of the field, and four of our own.
+"""The ops of the IR beyond ATen: quantize/dequantize of the field, and five of our own.
 
 ``quantized_decomposed`` is what PT2E, ExecuTorch, coremltools and ``torch.onnx`` read. The ops exist
 once ``torch.ao.quantization.fx._decomposed`` is imported; that import is here and nowhere else.
@@ -6,12 +6,14 @@ once ``torch.ao.quantization.fx._decomposed`` is imported; that import is here a
 Those ops know one scale a tensor or a channel and float32 values. ``qcompile::dequantize_blockwise``
 and ``qcompile::lookup`` say what engines that decode weights while they load them store: blocks of any
 shape, tables, and values that are rounded to float16 (Core ML's ``constexpr_*``, FORMATS A.8);
-``qcompile::decode_blocks`` says what llama.cpp stores (FORMATS A.1).
+``qcompile::decode_blocks`` says what llama.cpp stores (FORMATS A.1). ``qcompile::expert_linear`` is the
+linear layer of a mixture of experts.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -143,3 +145,46 @@ def _(data: Tensor, format: str) -> Tensor:
 DECODE_BLOCKS = torch.ops.qcompile.decode_blocks.default
 WEIGHT_DECODERS = (DEQUANTIZE, DEQUANTIZE_PER_CHANNEL, DEQUANTIZE_BLOCKWISE, LOOKUP, DECODE_BLOCKS)
 """What may stand between a stored weight and the op that reads it."""
+
+
+@torch.library.custom_op("qcompile::expert_linear", mutates_args=())
+def expert_linear(
+    x: Tensor, chosen: Tensor, shares: Tensor | None, weights: Sequence[Tensor]
+) -> Tensor:
+    """Return what the chosen experts make of each token: only those rows are computed.
+
+    ggml's ``mul_mat_id``, with the matrix of each expert as a weight of its own.
+
+    Args:
+        x: ``[tokens, choices, in]``, or ``[tokens, 1, in]`` where all choices read the same.
+        chosen: int64 ``[tokens, choices]``: numbers of experts.
+        shares: ``[tokens, choices]``, multiplied to what each choice gives; ``None`` is 1.
+        weights: Of each expert ``[out, in]``.
+
+    Returns:
+        ``[tokens, choices, out]``.
+    """
+    result = x.new_zeros((*chosen.shape, weights[0].shape[0]))
+    for expert, weight in enumerate(weights):
+        rows = routed_rows(x, chosen, shares, expert)
+        if len(rows):
+            result[chosen == expert] = torch.nn.functional.linear(rows, weight)
+    return result
+
+
+@expert_linear.register_fake
+def _(x: Tensor, chosen: Tensor, shares: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
+    return x.new_empty((*chosen.shape, weights[0].shape[0]))
+
+
+def routed_rows(x: Tensor, chosen: Tensor, shares: Tensor | None, expert: int) -> Tensor:
+    """Return what one expert's matrix multiplies, ``[rows, in]``, in the order of tokens and choices.
+
+    A share is multiplied to the input: that gives the same output.
+    """
+    token, place = (chosen == expert).nonzero(as_tuple=True)
+    rows = x[token, place if x.shape[1] > 1 else 0]
+    return rows if shares is None else rows * shares[token, place, None]
+
+
+EXPERT_LINEAR = torch.ops.qcompile.expert_linear.default

@@ -1,4 +1,4 @@
-"""The words of quantization: ``QuantSpec`` (a number format), ``QuantParams`` (its scale), plans.
+"""The words of quantization: ``QuantSpec`` (a number format) and ``QuantParams`` (its scale).
 
 Formulas: real = scale * (code - zero_point), rounding half to even, saturating; ONNX
 ``QuantizeLinear`` and torch's ``quantized_decomposed`` ops are the same (FORMATS B.0). With
@@ -9,15 +9,12 @@ Core ML decodes in a float16 program.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from qcompile.compiler.ir.blocks.catalog import BLOCK_FORMATS
-from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.palette import PaletteSpec
 from qcompile.compiler.ir.storage import half_scale, to_half
 
@@ -280,18 +277,6 @@ class QuantSpec:
 
 
 WeightSpec = QuantSpec | PaletteSpec
-Spec = WeightSpec | FloatSpec | BlockFormat
-Plan = Mapping[str, Spec]
-"""Parameter name (FQN) -> the format in which it is stored."""
-
-
-def parse_spec(text: str) -> Spec:
-    """Read ``str(spec)`` of any kind."""
-    if text in ("fp16", "fp32"):
-        return FloatSpec(int(text[2:]))
-    if text in BLOCK_FORMATS:
-        return BLOCK_FORMATS[text]
-    return parse_weight_spec(text)
 
 
 def parse_weight_spec(text: str) -> WeightSpec:

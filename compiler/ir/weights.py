@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class StoredTensor:
         rounded_to: A dtype that it is rounded to first.
         transposed: The file holds ``[in, out]``, and ``[out, in]`` is wanted.
         finite: Whether NaN and infinity are refused.
+        entry: Of the first axis, if that alone is wanted: one expert of many.
+        rows: First and last, not included, of that entry, if not all are wanted.
     """
 
     file: Path
@@ -44,6 +46,8 @@ class StoredTensor:
     rounded_to: torch.dtype | None = None
     transposed: bool = False
     finite: bool = False
+    entry: int | None = None
+    rows: tuple[int, int] | None = None
 
     def load(self) -> Tensor:
         """Read the tensor.
@@ -52,7 +56,7 @@ class StoredTensor:
             ModelError: It holds NaN or infinity, and is to be finite.
         """
         with safe_open(self.file, framework="pt") as reader:
-            tensor: Tensor = reader.get_tensor(self.key)
+            tensor: Tensor = self._part(reader)
         if self.finite and (bad := int((~tensor.isfinite()).sum())):
             raise ModelError(
                 f"{self.key} in {self.file} holds {bad:,} of {tensor.numel():,} values that are NaN or "
@@ -67,7 +71,17 @@ class StoredTensor:
         """Return its shape without reading it."""
         with safe_open(self.file, framework="pt") as reader:
             shape = tuple(reader.get_slice(self.key).get_shape())
+        if self.entry is not None:
+            first, last = self.rows or (0, shape[1])
+            shape = (last - first, *shape[2:])
         return shape[::-1] if self.transposed else shape
+
+    def _part(self, reader: Any) -> Tensor:
+        """Return what is wanted of the file's tensor, as it is there."""
+        if self.entry is None:
+            return reader.get_tensor(self.key)  # type: ignore[no-any-return]
+        rows = slice(*self.rows) if self.rows else slice(None)
+        return reader.get_slice(self.key)[self.entry, rows].contiguous()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

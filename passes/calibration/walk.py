@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.ops import EXPERT_LINEAR
 from qcompile.passes.calibration.parallel import each, worker_count
+from qcompile.passes.calibration.routing import Routed, expert_outputs
 from qcompile.passes.calibration.samples import Samples
 
 
@@ -39,6 +41,10 @@ class Batches(Sequence[Any]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def write(self, index: int, where: Tensor, rows: Tensor) -> None:
+        """Replace a part of a batch's value, which nothing else holds."""
+        self._store.write(self._items[index], where, rows)
 
     def free(self) -> None:
         """Give up memory and files."""
@@ -84,6 +90,13 @@ class ActivationStore:
             return item
         data = np.fromfile(item.file, dtype=np.uint8)
         return torch.from_numpy(data).view(item.dtype).reshape(item.shape)
+
+    def write(self, item: Any, where: Tensor, rows: Tensor) -> None:
+        """Replace the entries of a stored tensor that a mask names."""
+        if isinstance(item, _Spilled):
+            data = torch.from_numpy(np.memmap(item.file, dtype=np.uint8, mode="r+"))
+            item = data.view(item.dtype).reshape(item.shape)
+        item[where] = rows
 
     def drop(self, item: Any) -> None:
         """Forget a stored value."""
@@ -203,6 +216,9 @@ class Walk:
             holder, values = taken
             self.values[holder] = values
             return
+        if node.target == EXPERT_LINEAR and all(n.op == "get_attr" for n in node.args[3]):  # type: ignore[union-attr]
+            self.values[node] = self._experts(node)
+            return
         constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
         self._held = {n: self.graph.weights[str(n.target)] for n in constants}  # read once
         same = all(
@@ -214,6 +230,19 @@ class Walk:
         quantized = found if same else self.batches(lambda i: self.call(node, i, quantized=True))
         self.values[node] = Values(found, quantized)
         self._held = {}
+
+    def _experts(self, node: fx.Node) -> Values:
+        """Return what the experts of a layer give; one weight is in memory at a time."""
+        names = [str(weight.target) for weight in node.args[3]]  # type: ignore[union-attr]
+        rows = self.graph.weights.peek(names[0]).shape[0]
+        exact, prefix = (Routed.of(self, node, quantized=q) for q in (False, True))
+
+        def outputs(routed: Routed) -> Batches:
+            weights = (self.graph.weights[name] for name in names)
+            return expert_outputs(self, routed, weights, rows)
+
+        found = outputs(exact)
+        return Values(found, found if exact.same(prefix) else outputs(prefix))
 
     def _free(self, waiting: set[fx.Node]) -> None:
         for node in list(self.values):

@@ -1,4 +1,4 @@
-"""What reads a weight that is stored in rows: linear layers and look-ups."""
+"""What reads a weight that is stored in rows: linear layers, those of experts among them, and look-ups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.nn.functional as functional
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.ops import aten
+from qcompile.compiler.ir.ops import EXPERT_LINEAR, aten
 
 _ARGUMENTS = {
     aten.linear.default: (1, 0, 2),
@@ -26,12 +26,14 @@ class Reader:
         weight: What it reads the weight from: a constant, or what decodes one.
         source: Its input.
         bias: If it has one.
+        expert: Its number, where a node has a weight for each expert.
     """
 
     node: fx.Node
     weight: fx.Node
     source: fx.Node
     bias: fx.Node | None
+    expert: int | None = None
 
     @property
     def looks_up(self) -> bool:
@@ -49,7 +51,7 @@ class Reader:
 
 
 def reader(node: fx.Node) -> Reader | None:
-    """Return a node as a reader, if it is one."""
+    """Return a node as a reader of one weight, if it is one."""
     if node.target not in _ARGUMENTS:
         return None
     places = _ARGUMENTS[node.target]
@@ -60,7 +62,19 @@ def reader(node: fx.Node) -> Reader | None:
     return Reader(node, weight, source, bias if isinstance(bias, fx.Node) else None)
 
 
+def readers_of(node: fx.Node) -> list[Reader]:
+    """Return a node as a reader of each of its weights."""
+    if node.target != EXPERT_LINEAR:
+        return [layer for layer in [reader(node)] if layer is not None]
+    source, _, _, weights = node.args
+    return [
+        Reader(node, weight, source, None, expert)  # type: ignore[arg-type]
+        for expert, weight in enumerate(weights)  # type: ignore[arg-type]
+    ]
+
+
 def readers(graph: Graph, name: str) -> list[Reader]:
     """Return all that read a constant, in order."""
-    found = [reader(node) for node in graph.nodes]
-    return [layer for layer in found if layer is not None and layer.name == name]
+    found = graph.module.graph.find_nodes(op="get_attr", target=name)
+    users = sorted({user for node in found for user in node.users})
+    return [layer for user in users for layer in readers_of(user) if layer.name == name]

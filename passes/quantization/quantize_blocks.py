@@ -5,14 +5,15 @@ After:   d = decode_blocks(w_blocks, "Q4_K")  d = decode_blocks(table_blocks, "Q
          y = linear(x, d, b);                 e = embedding(d, ids)
 
 With samples it is one walk: when it reaches a layer, the second moments of its inputs decide how its weight
-is rounded (``block_rounding.py``); layers that read one value share them. A table that an output layer reads
-too is rounded for what that layer reads in the float graph, which a walk before it collects. Without samples
-each weight is rounded by itself, by an imatrix or by magnitude, and memory is one weight.
+is rounded (``block_rounding.py``); layers that read one value share them. The experts of a mixture are such
+layers too, each rounded for the tokens that reach it (``block_experts.py``). A table that an output layer
+reads too is rounded for what that layer reads in the float graph, which a walk before it collects. Without
+samples each weight is rounded by itself, by an imatrix or by magnitude, and memory is one weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,9 +26,11 @@ from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import DECODE_BLOCKS
 from qcompile.compiler.ir.weights import StoredBytes, stand_in
 from qcompile.passes.base import Pass
+from qcompile.passes.calibration.routing import Routed, expert_outputs
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.calibration.walk import Values, Walk, is_last
-from qcompile.passes.quantization.block_layers import Reader, reader, readers
+from qcompile.passes.quantization.block_experts import expert_moments, round_expert
+from qcompile.passes.quantization.block_layers import Reader, reader, readers, readers_of
 from qcompile.passes.quantization.block_moments import Moments, fitted, judges, moments
 from qcompile.passes.quantization.block_rounding import Blocks, best_rounding, encode, round_table
 from qcompile.passes.quantization.block_store import BlockStore
@@ -159,30 +162,58 @@ class _Rounder:
     def __init__(self, task: QuantizeBlocks, tables: Mapping[str, tuple[Moments, Moments]]) -> None:
         self.task, self.tables = task, tables
         self.names: dict[fx.Node, str] = {}
+        self.done: set[str] = set()
         self.source: fx.Node | None = None
         self.both: tuple[Moments, Moments] | None = None
 
     def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
-        """Round a layer's weight and compute both versions of its output."""
-        layer = reader(node)
-        if layer is None:
+        """Round a layer's weights and compute both versions of its output."""
+        layers = readers_of(node)
+        names = [self._stored(walk, layer) for layer in layers]
+        if not any(names):
             return None
+        if is_last(node):
+            return node, Values((), ())
+        if layers[0].expert is not None:
+            return node, self._expert_outputs(walk, node, names)
+        return node, self._outputs(walk, layers[0], names[0])
+
+    def _stored(self, walk: Walk, layer: Reader) -> str:
+        """Let a layer read blocks; return the name of its weight, or nothing if it stays as it is."""
         name = self.names.get(layer.weight) or layer.name
         if layer.name in self.task.formats:
             if self.task.store.get(name) is None:
                 self._round(walk, layer)
             self.names[self.task.decoded(walk.graph, name)] = name
-        if name not in self.names.values():
-            return None
-        if is_last(node):
-            return node, Values((), ())
-        return node, self._outputs(walk, layer, name)
+            self.done.add(name)
+        return name if name in self.done else ""
 
     def _round(self, walk: Walk, layer: Reader) -> None:
-        name = layer.name
+        if layer.expert is None:
+            self._keep(walk, layer.name, lambda record: self._rounded(walk, layer, record))
+            return
+        seen = expert_moments(walk, layer.node, layer.expert)
+        for name in self._alike(layer):  # gate and up: what they read is looked at once
+            weight, format = walk.graph.weights[name], self.task.formats[name]
+            self._keep(
+                walk,
+                name,
+                lambda record, w=weight, f=format: round_expert(  # type: ignore[misc]
+                    w, f, seen, record, self.task.feedback
+                ),
+            )
+
+    def _alike(self, layer: Reader) -> list[str]:
+        """Return the weights of an expert that are not done and read the same tokens."""
+        nodes = [n for n in layer.source.users if n.target == layer.node.target]
+        found = [readers_of(n) for n in nodes if n.args[:3] == layer.node.args[:3]]
+        names = [own.name for experts in found for own in experts if own.expert == layer.expert]
+        return [n for n in names if n in self.task.formats and self.task.store.get(n) is None]
+
+    def _keep(self, walk: Walk, name: str, rounded: Callable[[LayerRecord], Blocks]) -> None:
         record = self.task.record(walk.graph, name)
         with naming(name):
-            blocks = self._rounded(walk, layer, record)
+            blocks = rounded(record)
         self.task.store.put(name, blocks, record)
 
     def _rounded(self, walk: Walk, layer: Reader, record: LayerRecord) -> Blocks:
@@ -203,15 +234,26 @@ class _Rounder:
         return self.both
 
     def _outputs(self, walk: Walk, layer: Reader, name: str) -> Values:
-        found = self.task.store.get(name)
-        assert found is not None
-        exact = walk.graph.weights[name]
-        decoded = self.task.formats[name].decode(found[0].load())
+        exact, decoded = walk.graph.weights[name], self._decoded(name)
         bias, inputs = walk.graph.constant(layer.bias), walk.values[layer.source]
         return Values(
             walk.batches(lambda i: layer(inputs.float[i], exact, bias)),
             walk.batches(lambda i: layer(inputs.quantized[i], decoded, bias)),
         )
+
+    def _expert_outputs(self, walk: Walk, node: fx.Node, names: Sequence[str]) -> Values:
+        rows = walk.graph.weights.peek(names[0]).shape[0]
+        exact, prefix = (Routed.of(walk, node, quantized=q) for q in (False, True))
+        weights = (walk.graph.weights[name] for name in names)
+        decoded = (self._decoded(name) for name in names)
+        return Values(
+            expert_outputs(walk, exact, weights, rows), expert_outputs(walk, prefix, decoded, rows)
+        )
+
+    def _decoded(self, name: str) -> Tensor:
+        found = self.task.store.get(name)
+        assert found is not None
+        return self.task.formats[name].decode(found[0].load())
 
 
 @contextmanager

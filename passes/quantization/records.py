@@ -26,6 +26,7 @@ class LayerRecord:
         weight_sqnr_db: Output power over the error that this layer's weight alone causes, held out.
         output_sqnr_db: Output power over the error of the whole quantized prefix, held out.
         note: Why something is not as usual.
+        tokens: Of the calibration data, that reached an expert; ``None`` for a layer that all reach.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerRecord:
     weight_sqnr_db: float | None = None
     output_sqnr_db: float | None = None
     note: str = ""
+    tokens: int | None = None
 
     def add_note(self, text: str) -> None:
         """Say one thing more; nothing, or what was said, is not said."""

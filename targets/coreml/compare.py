@@ -23,7 +23,6 @@ from torch import Tensor, fx
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.interpret import ConstantReader
 from qcompile.compiler.ir.ops import QUANTIZE, WEIGHT_DECODERS
-from qcompile.targets.base import Emitted
 from qcompile.targets.coreml.lowering import TABLE
 from qcompile.targets.coreml.names import plain_name
 from qcompile.targets.coreml.recurrent import GATES
@@ -31,6 +30,7 @@ from qcompile.targets.coreml.reference.interpreter import Interpreter
 from qcompile.targets.coreml.reference.package import read_package
 from qcompile.targets.coreml.session import output_tensors
 from qcompile.targets.forced import code_row, float_row, row
+from qcompile.targets.order import Emitted
 
 LIMIT_DB = {16: 50.0, 32: 90.0}
 """By the bits of floats in the program; see above."""

@@ -20,6 +20,7 @@ from qcompile.targets.coreml.decompositions import decompositions
 from qcompile.targets.coreml.lowering import register
 from qcompile.targets.coreml.names import input_name, output_name
 from qcompile.targets.coreml.tools import load_coremltools, quiet
+from qcompile.targets.origin import raised_by
 
 DROPPED_PASSES = (
     # Move zero points and scales from op to op, which changes codes that were chosen by calibration.
@@ -151,6 +152,8 @@ def convert(
                 skip_model_load=True,
             )
     except (ValueError, NotImplementedError, TypeError) as error:
+        if not raised_by(error, "coremltools"):
+            raise
         raise UnsupportedError(f"coremltools cannot convert this model: {error}") from error
 
 

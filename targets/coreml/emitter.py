@@ -19,13 +19,7 @@ from qcompile.passes.graph.round_constants_to_half import RoundConstantsToHalf
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
-from qcompile.targets.base import (
-    Emitted,
-    Emitter,
-    Order,
-    Recipe,
-    Scheme,
-)
+from qcompile.targets.base import Emitter
 from qcompile.targets.coreml import (
     compare,
     deployment,
@@ -46,6 +40,7 @@ from qcompile.targets.coreml.write import write_package
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, quantized
 from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
+from qcompile.targets.order import Emitted, Order, Recipe, Scheme
 from qcompile.targets.plans import NodePlan, Probe, UnitPlan
 
 ARTIFACT = "model.mlpackage"

@@ -17,12 +17,12 @@ from qcompile.compiler.ir.quant import FloatSpec
 from qcompile.compiler.ir.text import dtype_text
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
-from qcompile.targets.base import Scheme
 from qcompile.targets.coreml.capabilities import INTEGER_OPS
 from qcompile.targets.coreml.convert import ORIGIN, lower
 from qcompile.targets.coreml.lowering import register
 from qcompile.targets.coreml.tools import load_coremltools, quiet
 from qcompile.targets.device import Device
+from qcompile.targets.order import Scheme
 from qcompile.targets.plans import NodePlan
 
 _DTYPES = {"f16", "f32", "f64", "bf16", "i8", "i16", "i32", "i64", "u8", "bool"}

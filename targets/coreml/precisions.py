@@ -5,10 +5,10 @@ from __future__ import annotations
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.palette import Entries, PaletteSpec
 from qcompile.compiler.ir.quant import Granularity, QuantSpec, WeightSpec
-from qcompile.targets.base import Scheme
 from qcompile.targets.coreml.deployment import NEEDS, opset, refusal
 from qcompile.targets.device import Device
 from qcompile.targets.options import WeightOptions
+from qcompile.targets.order import Scheme
 
 INT4_BLOCK = 32
 """Weights of one output channel that share a scale: coremltools' default too."""

@@ -22,13 +22,7 @@ from qcompile.passes.graph.use_linear import UseLinear
 from qcompile.passes.quantization.block_store import BlockStore
 from qcompile.passes.quantization.fold_input_scales import FoldInputScales
 from qcompile.passes.quantization.quantize_blocks import QuantizeBlocks
-from qcompile.targets.base import (
-    Emitted,
-    Emitter,
-    Order,
-    Recipe,
-    Scheme,
-)
+from qcompile.targets.base import Emitter
 from qcompile.targets.device import Device
 from qcompile.targets.gguf import compare
 from qcompile.targets.gguf.companions import modelfile
@@ -38,6 +32,7 @@ from qcompile.targets.gguf.layout import Layout, stored_tensors
 from qcompile.targets.gguf.mixes import MIXES
 from qcompile.targets.gguf.planning import file_plan
 from qcompile.targets.options import DEFAULT_WEIGHTS, BlockOptions, WeightOptions
+from qcompile.targets.order import Emitted, Order, Recipe, Scheme
 from qcompile.targets.plans import FilePlan, NodePlan
 
 ARTIFACT = "model.gguf"
@@ -150,7 +145,7 @@ class GgufEmitter(Emitter):
         tools = {package: importlib.metadata.version(package) for package in _PACKAGES}
         engine = {"name": "llama_cpp", "minimum": MINIMUM, "options": OPTIONS}
         files = (ARTIFACT, "Modelfile")
-        return Emitted(ARTIFACT, files, engine, (), tools, layout.notes(), layout=layout)
+        return Emitted(ARTIFACT, files, engine, (), tools, layout=layout)
 
     def engine_errors(
         self, graph: Graph, folder: Path, emitted: Emitted, inputs: Mapping[str, Any]

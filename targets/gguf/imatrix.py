@@ -7,15 +7,19 @@ GGUF is written.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from qcompile.compiler.ir.blocks.catalog import BLOCK_FORMATS
 from qcompile.compiler.ir.errors import CalibrationError
+from qcompile.targets.gguf.container import StoredTensor, write_gguf
+from qcompile.targets.gguf.fields import Typed
 from qcompile.targets.gguf.imatrix_layouts import (
     CHUNK_SIZE,
     COUNTS,
@@ -28,9 +32,6 @@ from qcompile.targets.gguf.imatrix_layouts import (
 Array = NDArray[np.float32]
 UNVISITED = 1.0
 """Mean square of an expert that saw no data: llama.cpp weights all of its inputs alike."""
-_ALIGNMENT = 32
-_F32 = 0
-_U32, _STRING, _ARRAY = 4, 8, 9
 _SHOWN = 8
 
 
@@ -118,30 +119,25 @@ def check_fits(imatrix: Imatrix, inputs: Mapping[str, int], source: str = "the i
 
 def write_imatrix(file: Path, imatrix: Imatrix) -> None:
     """Write the GGUF layout; the bytes depend on the content alone."""
-    tensors: list[tuple[str, Array]] = []
+    tensors = []
     for name in sorted(imatrix.values):
-        value, count = imatrix.values[name], imatrix.counts[name].astype(np.float32)
-        sums = value.astype(np.float64) * count[:, None]
-        tensors += [(name + SUMS, sums.astype(np.float32)), (name + COUNTS, count[:, None])]
-    fields = [
-        _text("general.type") + struct.pack("<I", _STRING) + _text("imatrix"),
-        _text("imatrix.datasets")
-        + struct.pack("<IIQ", _ARRAY, _STRING, len(imatrix.datasets))
-        + b"".join(map(_text, imatrix.datasets)),
-        _text("imatrix.chunk_count") + struct.pack("<II", _U32, imatrix.chunk_count),
-        _text("imatrix.chunk_size") + struct.pack("<II", _U32, imatrix.chunk_size),
-    ]
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields)) + b"".join(fields)
-    offset = 0
-    for name, value in tensors:
-        axes = value.shape[::-1] if len(value) > 1 else value.shape[:0:-1]
-        head += _text(name) + struct.pack(f"<I{len(axes)}QIQ", len(axes), *axes, _F32, offset)
-        offset += _aligned(value.nbytes)
-    with file.open("wb") as stream:
-        stream.write(head.ljust(_aligned(len(head)), b"\0"))
-        for _, value in tensors:
-            data = value.astype("<f4").tobytes()
-            stream.write(data.ljust(_aligned(len(data)), b"\0"))
+        value, count = imatrix.values[name], imatrix.counts[name][:, None]
+        sums = value.astype(np.float64) * count
+        tensors += [_stored(name + SUMS, sums), _stored(name + COUNTS, count)]
+    fields = {
+        "general.type": "imatrix",
+        "imatrix.datasets": Typed("str", imatrix.datasets),
+        "imatrix.chunk_count": imatrix.chunk_count,
+        "imatrix.chunk_size": imatrix.chunk_size,
+    }
+    write_gguf(file, fields, tensors)
+
+
+def _stored(name: str, value: NDArray[Any]) -> StoredTensor:
+    """Return a tensor of the file; one row has one axis, as llama-imatrix writes it."""
+    rows = torch.from_numpy(value.astype(np.float32))
+    shape = rows.shape if len(rows) > 1 else rows.shape[1:]
+    return StoredTensor(name, tuple(shape), "F32", lambda: BLOCK_FORMATS["F32"].encode(rows))
 
 
 def _means(entry: Entry) -> Array:
@@ -156,15 +152,6 @@ def _fits(imatrix: Imatrix, name: str, width: int) -> bool:
     if "_exps." in name and rows == 1:
         return bool(found % width == 0)
     return bool(found == width)
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _listed(names: list[str]) -> str:

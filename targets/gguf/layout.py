@@ -16,7 +16,7 @@ from qcompile.compiler.ir.graph import Graph
 from qcompile.targets.gguf.architectures import Architecture, find_architecture
 from qcompile.targets.gguf.container import StoredTensor
 from qcompile.targets.gguf.general import general_fields
-from qcompile.targets.gguf.mixes import MIXES, TensorTypes, tensor_types
+from qcompile.targets.gguf.mixes import MIXES, TensorTypes, summed, tensor_types
 from qcompile.targets.gguf.tensors import GgufTensor, never_quantized
 from qcompile.targets.gguf.tokenizer.fields import tokenizer_fields
 from qcompile.targets.options import BlockOptions
@@ -71,12 +71,12 @@ class Layout:
         Args:
             keep_float: Names that the user wants as float: they are stored as float16.
         """
-        found = {}
+        found: dict[str, BlockFormat] = {}
         for tensor in self.tensors:
             if not never_quantized(tensor.name, tensor.shape):
-                for source in tensor.sources:
-                    name = "F16" if source in keep_float else self.chosen.types[tensor.name]
-                    found[source] = BLOCK_FORMATS[name]
+                kept = not keep_float.isdisjoint(tensor.sources)  # a tensor has one type
+                name = "F16" if kept else self.chosen.types[tensor.name]
+                found |= dict.fromkeys(tensor.sources, BLOCK_FORMATS[name])
         return found
 
     def fields(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Layout:
     def notes(self) -> tuple[str, ...]:
         """Return what is not as one might expect."""
         own = self.architecture.notes(self.checkpoint.config)
-        return (*own, *(str(fallback) for fallback in self.chosen.fallbacks))
+        return (*own, *summed(self.chosen.fallbacks))
 
     def _named(self, tokens: Collection[str]) -> str:
         """Return the model's name; of one called phi3, llama.cpp wants some tokens (``llama-vocab.cpp``)."""

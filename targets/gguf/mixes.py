@@ -97,10 +97,26 @@ class Fallback:
     extra_bytes: int
 
     def __str__(self) -> str:
+        return f"{self.tensor} is {self._said(self.extra_bytes)}"
+
+    def of(self, others: Sequence[Fallback]) -> str:
+        """Say the same of several tensors that differ in nothing but their names and sizes."""
+        extra = sum(each.extra_bytes for each in (self, *others))
+        return f"{self.tensor} and {len(others)} more are {self._said(extra)}"
+
+    def _said(self, extra: int) -> str:
         return (
-            f"{self.tensor} is stored as {self.used}, not {self.wanted}, which takes rows in blocks of "
-            f"{BLOCK_FORMATS[self.wanted].block} and not of {self.width}: {self.extra_bytes:,} bytes more"
+            f"stored as {self.used}, not {self.wanted}, which takes rows in blocks of "
+            f"{BLOCK_FORMATS[self.wanted].block} and not of {self.width}: {extra:,} bytes more"
         )
+
+
+def summed(fallbacks: Sequence[Fallback]) -> list[str]:
+    """Say of all tensors which type they have and what it costs, those that are alike in one sentence."""
+    alike: dict[tuple[int, str, str], list[Fallback]] = {}
+    for each in fallbacks:
+        alike.setdefault((each.width, each.wanted, each.used), []).append(each)
+    return [first.of(others) if others else str(first) for first, *others in alike.values()]
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ def file_plan(layout: Layout, keep_float: frozenset[str] = frozenset()) -> FileP
         kept = not keep_float.isdisjoint(tensor.sources) and row.type_name == "F16"
         why = KEPT if kept else reasons.get(tensor.name, "")
         plans.append(TensorPlan(row.name, row.shape, row.type_name, row.nbytes, why))
-    notes = layout.architecture.notes(layout.checkpoint.config)
-    return FilePlan(tuple(plans), predicted_bytes(layout.fields(), stored), tuple(notes))
+    return FilePlan(tuple(plans), predicted_bytes(layout.fields(), stored), layout.notes())
 
 
 def _stored(tensor: GgufTensor, formats: dict[str, str]) -> StoredTensor:

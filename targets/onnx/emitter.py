@@ -21,19 +21,14 @@ from qcompile.passes.graph.fold_activation import FoldActivation
 from qcompile.passes.graph.fold_scaling import FoldScaling
 from qcompile.passes.graph.use_integer_hard_swish import UseIntegerHardSwish
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
-from qcompile.targets.base import (
-    Emitted,
-    Emitter,
-    Order,
-    Recipe,
-    Scheme,
-)
+from qcompile.targets.base import Emitter
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
 from qcompile.targets.onnx import compare, optimized, planning
 from qcompile.targets.onnx.capabilities import INTEGER_OPS
 from qcompile.targets.onnx.export import export
 from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
+from qcompile.targets.order import Emitted, Order, Recipe, Scheme
 from qcompile.targets.plans import NodePlan
 
 MINIMUM = "1.23"

@@ -14,10 +14,10 @@ from qcompile.compiler.ir.ops import aten
 from qcompile.compiler.ir.text import dtype_text
 from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
 from qcompile.targets import integer_plan
-from qcompile.targets.base import Scheme
 from qcompile.targets.device import Device
 from qcompile.targets.onnx.capabilities import INTEGER_OPS, WHY_FLOAT
 from qcompile.targets.onnx.export import OPSET, quiet
+from qcompile.targets.order import Scheme
 from qcompile.targets.plans import NodePlan
 
 TABLES = (*RECURRENT, aten.embedding.default)

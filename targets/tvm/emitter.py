@@ -17,16 +17,11 @@ from qcompile.passes.graph.fold_activation import FoldActivation
 from qcompile.passes.graph.fold_scaling import FoldScaling
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.runtime.session import Engine
-from qcompile.targets.base import (
-    Emitted,
-    Emitter,
-    Order,
-    Recipe,
-    Scheme,
-)
+from qcompile.targets.base import Emitter
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, quantized
 from qcompile.targets.options import DEFAULT_WEIGHTS, Tuning, WeightOptions
+from qcompile.targets.order import Emitted, Order, Recipe, Scheme
 from qcompile.targets.plans import NodePlan
 from qcompile.targets.tvm import (
     cuda,

@@ -12,6 +12,7 @@ from qcompile.targets.tvm.float_layers import FloatLayer
 from qcompile.targets.tvm.kernels import float_elementwise, float_pool
 from qcompile.targets.tvm.kernels.shapes import Window
 from qcompile.targets.tvm.kernels.vectors import Limits, Vectors
+from qcompile.targets.tvm.tools import refusal
 
 Converter = Callable[[fx.Node, Any], Any]
 
@@ -53,7 +54,7 @@ class FloatConverters:
         layer = FloatLayer.of(node, self.constants)
         x, emit = importer.env[node.args[0]], importer.block_builder.emit
         if x.ty.shape is None:
-            raise ValueError(f"it cannot prove the sizes that {node.args[0]} has")
+            raise refusal(f"it cannot prove the sizes that {node.args[0]} has")
         before, channels = list(x.ty.shape)[:-1], layer.window.channels
         rows = before[0]
         for size in before[1:]:

@@ -13,8 +13,8 @@ from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import WEIGHT_DECODERS, aten
 from qcompile.targets import integer_plan
-from qcompile.targets.base import Scheme
 from qcompile.targets.device import Device
+from qcompile.targets.order import Scheme
 from qcompile.targets.plans import NodePlan
 from qcompile.targets.tvm.capabilities import INTEGER_OPS, conv_reason
 from qcompile.targets.tvm.machine import Machine

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.quant import Granularity, QuantSpec
-from qcompile.targets.base import Scheme
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import integer_weight, refuse_groups
 from qcompile.targets.options import WeightOptions
+from qcompile.targets.order import Scheme
 from qcompile.targets.tvm.machine import Machine
 
 GROUP = 32

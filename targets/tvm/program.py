@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.targets.base import Order
+from qcompile.targets.order import Order
+from qcompile.targets.origin import raised_by
 from qcompile.targets.tvm import (
     code_ops,
     cuda,
@@ -27,10 +27,10 @@ from qcompile.targets.tvm import (
 from qcompile.targets.tvm.converters import Converters
 from qcompile.targets.tvm.float_converters import FloatConverters
 from qcompile.targets.tvm.machine import Machine
-from qcompile.targets.tvm.tools import load_tvm
+from qcompile.targets.tvm.tools import load_tvm, refusal
 
 REFUSALS = (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError)
-"""What TVM's front end raises for a model that it does not take; others are defects of ours."""
+"""What TVM's front end raises for a model that it does not take."""
 LIBRARY = "model.so"
 LINK = ["-Wl,--build-id=none", "-s"]
 """Nothing that differs from run to run."""
@@ -63,10 +63,10 @@ def imported(program: ExportedProgram, machine: Machine) -> Any:
                 run_ep_decomposition=False,
             )
     except REFUSALS as error:
+        if not raised_by(error, "tvm", "tvm_ffi"):
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedError(
-            f"TVM cannot import this model: {reason}; use --format onnx, or fix its free axes"
-        ) from error
+        raise refusal(reason) from error
 
 
 def _converters(program: ExportedProgram, machine: Machine) -> dict[str, Any]:

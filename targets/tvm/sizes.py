@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._sympy.functions import FloorDiv
 
+from qcompile.targets.tvm.tools import refusal
+
 Converter = Callable[[fx.Node, Any], Any]
 
 
@@ -102,7 +104,7 @@ def _expression(size: Any, symbols: Mapping[sympy.Symbol, Any]) -> Any:
     if isinstance(size, FloorDiv):
         return parts[0] // parts[1]
     if not isinstance(size, (sympy.Add, sympy.Mul)):
-        raise ValueError("a size follows from free ones in a way that TVM cannot say")
+        raise refusal("a size follows from free ones in a way that TVM cannot say")
     total = parts[0]
     for part in parts[1:]:
         total = total + part if isinstance(size, sympy.Add) else total * part

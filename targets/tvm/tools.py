@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qcompile.compiler.ir.errors import MissingPackageError
+from qcompile.compiler.ir.errors import MissingPackageError, UnsupportedError
 
 
 def load_tvm() -> Any:
@@ -20,6 +20,13 @@ def load_tvm() -> Any:
     except ImportError as error:
         raise MissingPackageError("apache-tvm", "tvm") from error
     return tvm
+
+
+def refusal(reason: str) -> UnsupportedError:
+    """Return the error of a model that TVM, or a converter of ours for it, does not take."""
+    return UnsupportedError(
+        f"TVM cannot import this model: {reason}; use --format onnx, or fix its free axes"
+    )
 
 
 def tir() -> Any:

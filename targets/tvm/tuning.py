@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import Order
 from qcompile.targets.device import Device, host_device
 from qcompile.targets.options import NO_TUNING, Tuning
+from qcompile.targets.order import Order
 from qcompile.targets.tvm import libraries, shape_functions
 from qcompile.targets.tvm.machine import Machine
 from qcompile.targets.tvm.tools import load_tvm

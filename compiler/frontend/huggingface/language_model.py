@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from qcompile.compiler.frontend.huggingface.directory import ModelDirectory
+from qcompile.compiler.frontend.huggingface.experts import (
+    check_experts,
+    each_by_itself,
+    name_each,
+    parameter_shapes,
+    take_apart,
+)
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.frontend.user_code import first_line, quiet
 from qcompile.compiler.ir.errors import MissingPackageError, ModelError
@@ -30,6 +37,8 @@ _GROWING = ("dynamic", "longrope")
 OUTPUT = "logits"
 _NOT_WEIGHTS = re.compile(r"(\.rotary_emb\.inv_freq|\.attn\.bias|\.attn\.masked_bias)$")
 """Tensors of older checkpoints that hold no weights: tables that every model computes anew."""
+_SHOWN = 40
+"""Names in a message: a mixture of experts has thousands."""
 
 
 class _Logits(nn.Module):
@@ -70,9 +79,10 @@ def load_graph(directory: ModelDirectory) -> Loaded:
         MissingPackageError: transformers is not installed.
     """
     config = read_config(directory)
-    _refuse_experts(directory, config)
     model = empty_model(directory, config)
+    check_experts(directory.path, config, model)
     found = matched(directory, model)
+    take_apart(model)
     _check_ties(directory, tied_names(model), found)
     context = min(int(getattr(config, "max_position_embeddings", 0) or 2048), _fix_rotations(model))
     for module in model.modules():
@@ -82,6 +92,7 @@ def load_graph(directory: ModelDirectory) -> Loaded:
                 module._parameters[name] = nn.Parameter(value, requires_grad=False)
     graph = _export(_Logits(model), context)
     _name_as_stored(graph, tied_names(model))
+    name_each(graph, found)
     _store(graph, found)
     shapes = {name: tensor.shape() for name, tensor in found.items()}
     return Loaded(graph, shapes, context, int(config.vocab_size))
@@ -108,15 +119,6 @@ def read_config(directory: ModelDirectory) -> Any:
         raise ModelError(
             f"transformers cannot read {directory.path / 'config.json'}: {first_line(error)}"
         ) from error
-
-
-def _refuse_experts(directory: ModelDirectory, config: Any) -> None:
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    if found := [n for n in names if int(getattr(config, n, None) or 0) > 1]:
-        raise ModelError(
-            f"{directory.path} is a mixture of experts ({found[0]} = {getattr(config, found[0])}), which "
-            "cannot be compiled yet: dense models can"
-        )
 
 
 def empty_model(directory: ModelDirectory, config: Any) -> Any:
@@ -186,14 +188,13 @@ def matched(directory: ModelDirectory, model: Any) -> dict[str, StoredTensor]:
     Raises:
         ModelError: Parameters have no tensor or another shape, or tensors have no parameter; all named.
     """
-    wanted = {n: tuple(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
+    wanted = parameter_shapes(model)
     tied = tied_names(model)
     prefix = f"{model.base_model_prefix}."
-    names = {_in_module(name, wanted, prefix): name for name in directory.tensors}
+    tensors = each_by_itself(directory.tensors)
+    names = {_in_module(name, wanted, prefix): name for name in tensors}
     found = {
-        n: replace(directory.tensors[names[n]], finite=True)
-        for n in wanted
-        if n in names and n not in tied
+        n: replace(tensors[names[n]], finite=True) for n in wanted if n in names and n not in tied
     }
     missing = [n for n in wanted if n not in found and n not in tied]
     odd = sorted(s for n, s in names.items() if n not in wanted and not _NOT_WEIGHTS.search(s))
@@ -202,15 +203,20 @@ def matched(directory: ModelDirectory, model: Any) -> dict[str, StoredTensor]:
         f"{n} is {list(shapes[n])}, not {list(wanted[n])}" for n in found if shapes[n] != wanted[n]
     ]
     problems = [
-        *([f"it lacks {', '.join(missing)}"] if missing else []),
-        *([f"it has no place for {', '.join(odd)}"] if odd else []),
-        *wrong,
+        *([f"it lacks {_listed(missing)}"] if missing else []),
+        *([f"it has no place for {_listed(odd)}"] if odd else []),
+        *([_listed(wrong)] if wrong else []),
     ]
     if problems:
         raise ModelError(
             f"the weights of {directory.path} do not fit its config.json: {'; '.join(problems)}"
         )
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _check_ties(

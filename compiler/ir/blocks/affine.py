@@ -45,7 +45,7 @@ class AffineFormat(BlockFormat):
 
     def nearest(self, levels: Tensor) -> Tensor:
         """Return the codes whose levels are nearest, uint8."""
-        return (levels.round() + self.zero).clamp(0, self.highest).to(torch.uint8)
+        return levels.round().add_(self.zero).clamp_(0, self.highest).to(torch.uint8)
 
     def values(self, fields: Fields) -> Tensor:
         """Return what fields decode to, in ggml's order of operations."""
@@ -59,13 +59,15 @@ class AffineFormat(BlockFormat):
     def rounded(self, x: Tensor, fields: Fields) -> Fields:
         """Return ``fields`` with the codes nearest to ``x`` at its scales.
 
-        Where a step is 0 the codes stay: they all have the same value.
+        Where a step is 0 the codes stay, which may be of any shape and dtype: they all have the same value.
         """
         step, low = self.steps(fields)
         shifted = x.reshape(*step.shape, self.run)
         if low is not None:
             shifted = shifted + low[..., None]
-        codes = self.nearest(shifted / torch.where(step == 0, 1, step)[..., None])
-        kept = fields.codes.reshape(codes.shape)
-        codes = torch.where((step == 0)[..., None], kept, codes)
-        return replace(fields, codes=codes.reshape(fields.codes.shape))
+        zero = step == 0
+        codes = self.nearest(shifted / torch.where(zero, 1, step)[..., None])
+        if zero.any():
+            kept = fields.codes.reshape(codes.shape).to(torch.uint8)
+            codes = torch.where(zero[..., None], kept, codes)
+        return replace(fields, codes=codes.reshape(x.shape))

@@ -27,8 +27,10 @@ def split_bits(packed: Tensor, width: int, run: int) -> Tensor:
 def join_bits(codes: Tensor, width: int, run: int) -> Tensor:
     """Return the bytes whose codes ``split_bits`` gives back."""
     planes = codes.to(torch.uint8).reshape(len(codes), -1, 8 // width, run)
-    shifted = planes << _shifts(width)
-    return shifted.sum(2, dtype=torch.uint8).reshape(len(codes), -1)
+    joined = planes[:, :, 0].clone()
+    for index in range(1, 8 // width):
+        joined |= planes[:, :, index] << (index * width)
+    return joined.reshape(len(codes), -1)
 
 
 def split_words(packed: Tensor, size: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 DONE_AT_ONCE = 1 << 18
-"""Elements that are encoded or decoded together: the working set stays in a core's cache."""
+"""Elements that are encoded or decoded together: the working set stays in the last cache before memory."""
 
 LARGEST = 2.0**32
 """Above what any format with float16 scales can store; squares of what is below are finite."""
@@ -153,7 +153,7 @@ class BlockFormat(ABC):
             )
         self.check_width(x.shape[1])
         check_finite(x, "values")
-        rows, importance = x.float(), None
+        rows, importance = x.detach().float(), None
         if weights is not None:
             importance = self.importance(rows, _weights_of(rows, weights)).reshape(-1, self.block)
         packed = self._encode_blocks(rows.reshape(-1, self.block), importance)

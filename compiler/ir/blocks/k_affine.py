@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from qcompile.compiler.ir.blocks.affine import AffineFormat
+from qcompile.compiler.ir.blocks.affine_search import Affine, Tries, search_affine
 from qcompile.compiler.ir.blocks.bits import join_bits, join_half, split_bits, split_half
 from qcompile.compiler.ir.blocks.format import Fields, present
 from qcompile.compiler.ir.blocks.legacy import WEIGHTED_TRIES
-from qcompile.compiler.ir.blocks.searches import (
-    Affine,
-    Tries,
-    quotient,
-    root,
-    search_affine,
-    search_unsigned,
-    total,
-)
+from qcompile.compiler.ir.blocks.searches import search_unsigned
+from qcompile.compiler.ir.blocks.sums import quotient, root, total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +55,10 @@ class AffineK(AffineFormat):
         else:
             weights = columns(importance, self.run)
             found = search_affine(groups, weights, self.highest, WEIGHTED_TRIES)
+            both = torch.cat([per_block(found.scale.clamp(min=0), x), per_block(found.low, x)], 1)
             shares = per_block(total(weights), x)
-            d, scales = _shared_by_search(
-                per_block(found.scale.clamp(min=0), x), shares, self.limit
-            )
-            dmin, mins = _shared_by_search(per_block(found.low, x), shares, self.limit)
+            unit, units = _shared_by_search(both, torch.cat([shares, shares], 1), self.limit)
+            (d, dmin), (scales, mins) = unit.split(len(x)), units.split(len(x))
         return self.rounded(x, Fields(_codes(found, x), d, dmin, scales, mins))
 
     def _magnitudes(self, groups: Tensor) -> Tensor:
@@ -119,7 +112,7 @@ class Q45K(AffineK):
 
 def columns(x: Tensor, run: int) -> Tensor:
     """Return ``[blocks, block]`` as groups of ``run`` elements in columns."""
-    return x.reshape(-1, run).T.contiguous()
+    return x.reshape(-1, run).T
 
 
 def per_block(values: Tensor, x: Tensor) -> Tensor:
@@ -135,7 +128,7 @@ def spread_importance(rows: Tensor, weights: Tensor, block: int, spread: float) 
 
 
 def _codes(found: Affine, x: Tensor) -> Tensor:
-    return found.codes.T.reshape(x.shape).to(torch.uint8)
+    return found.codes.T.reshape(len(x), -1, len(found.codes))
 
 
 def _shared_by_largest(values: Tensor, limit: int) -> tuple[Tensor, Tensor]:

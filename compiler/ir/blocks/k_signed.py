@@ -12,15 +12,8 @@ from qcompile.compiler.ir.blocks.affine import AffineFormat
 from qcompile.compiler.ir.blocks.bits import join_bits, join_half, split_bits, split_half
 from qcompile.compiler.ir.blocks.format import Fields, present
 from qcompile.compiler.ir.blocks.k_affine import columns, per_block, spread_importance
-from qcompile.compiler.ir.blocks.searches import (
-    SMALLEST,
-    Symmetric,
-    descend_signed,
-    largest,
-    quotient,
-    search_signed,
-    total,
-)
+from qcompile.compiler.ir.blocks.searches import Symmetric, descend_signed, search_signed
+from qcompile.compiler.ir.blocks.sums import SMALLEST, largest, quotient, total
 
 
 @dataclass(frozen=True)
@@ -122,8 +115,8 @@ def shared_by_largest(scales: Tensor, lowest: int, highest: int) -> tuple[Tensor
 
 
 def signed_codes(found: Symmetric, x: Tensor, zero: int) -> Tensor:
-    """Return the codes of a search's levels: uint8, the shape of ``x``."""
-    return (found.levels.T.reshape(x.shape) + zero).to(torch.uint8)
+    """Return the codes of a search's levels: float32 ``[blocks, groups, run]``; the levels are lost."""
+    return found.levels.add_(zero).T.reshape(len(x), -1, len(found.levels))
 
 
 _Q3_LAYOUT = (("hmask", 32), ("qs", 64), ("scales", 12), ("d", 2))

@@ -12,17 +12,11 @@ import torch
 from torch import Tensor
 
 from qcompile.compiler.ir.blocks.affine import AffineFormat
+from qcompile.compiler.ir.blocks.affine_search import Tries, search_affine
 from qcompile.compiler.ir.blocks.bits import join_bits, join_half, split_bits, split_half
 from qcompile.compiler.ir.blocks.format import Fields, present
-from qcompile.compiler.ir.blocks.searches import (
-    Tries,
-    largest,
-    reciprocal,
-    root,
-    search_affine,
-    search_signed,
-    total,
-)
+from qcompile.compiler.ir.blocks.searches import search_signed
+from qcompile.compiler.ir.blocks.sums import largest, reciprocal, root, total
 
 WEIGHTED_TRIES = Tries(-0.9, 0.05, 36)
 """The scales that ggml tries for a sub-block with a minimum where there is an imatrix."""

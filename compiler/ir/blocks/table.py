@@ -13,13 +13,8 @@ from qcompile.compiler.ir.blocks.affine import AffineFormat
 from qcompile.compiler.ir.blocks.bits import join_bits, join_half, split_bits, split_half
 from qcompile.compiler.ir.blocks.format import Fields, present
 from qcompile.compiler.ir.blocks.k_affine import columns, per_block, spread_importance
-from qcompile.compiler.ir.blocks.searches import (
-    divisor,
-    largest,
-    quotient,
-    reciprocal,
-    search_symmetric,
-)
+from qcompile.compiler.ir.blocks.searches import search_symmetric
+from qcompile.compiler.ir.blocks.sums import largest, reciprocal
 
 LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """ggml's ``kvalues_iq4nl``."""
@@ -72,15 +67,18 @@ class TableFormat(AffineFormat):
         """Return ggml's fields; it rounds codes before the scale is rounded to float16."""
         groups = columns(x, self.run)
         weights = groups.square() if importance is None else columns(importance, self.run)
-        peak = divisor(groups)
-        inverses = [1 / (peak / 127), *(quotient(i - 127, peak) for i in range(-7, 8))]
-        found = search_symmetric(groups, weights, inverses, _nearest_level, level_first=True)
+        found = search_symmetric(groups, weights, _inverses, _nearest_level, level_first=True)
         step, d, scales = found.scale, found.scale, None
         if self.block > self.run:
             d, units = _shared(per_block(found.scale, x))
             step, scales = (d * units).T.flatten(), units.T.to(torch.int8)
-        codes = self.nearest(groups * reciprocal(step)).T.reshape(x.shape)
+        codes = self.nearest(x.reshape(-1, self.run) * reciprocal(step)[:, None]).reshape(x.shape)
         return Fields(codes, d.half(), scales=scales)
+
+
+def _inverses(peak: Tensor) -> Tensor:
+    """Return the inverse scales that ggml tries."""
+    return torch.cat([(1 / (peak / 127))[None], torch.arange(-134.0, -119.0)[:, None] / peak])
 
 
 def _shared(scales: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator
 from qcompile.targets.gguf.architectures.base import Rule, Sizes, renamed
 from qcompile.targets.gguf.tensors import GgufTensor, Part
 
+PROJECTIONS = {part: f"{part}_proj" for part in ("gate", "up", "down")}
+"""Names of most checkpoints, and those that the front end gives."""
 _FUSED = {"gate": ("gate_up_proj", 0), "up": ("gate_up_proj", 1), "down": ("down_proj", 0)}
 
 
@@ -20,10 +22,14 @@ def expert_rules(
         sizes: Of the model.
         names: Of the checkpoint: transformers 5 may have fused the experts of a layer under ``mlp``.
         block: Name of the mixture in a layer of a checkpoint that has each expert by itself.
-        projections: Names there of ``gate``, ``up`` and ``down``.
+        projections: Names there of ``gate``, ``up`` and ``down``; a graph's are ``PROJECTIONS``, under
+            ``mlp``.
     """
-    fused = f"model.layers.{layer}.mlp.experts.gate_up_proj" in names
-    router = f"{'mlp' if fused else block}.gate.weight"
+    place = f"model.layers.{layer}.mlp.experts"
+    fused = f"{place}.gate_up_proj" in names
+    if fused or f"{place}.0.{PROJECTIONS['gate']}.weight" in names:
+        block, projections = "mlp", PROJECTIONS
+    router = f"{block}.gate.weight"
     yield from renamed(layer, [("ffn_gate_inp.weight", router, (sizes.experts, sizes.width))])
     for part in ("gate", "up", "down"):
         shape = (sizes.width, sizes.inner) if part == "down" else (sizes.inner, sizes.width)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from qcompile.targets.gguf.architectures.base import Config, Rule, Sizes
 from qcompile.targets.gguf.architectures.decoder import Decoder, whole_width_refusals
-from qcompile.targets.gguf.architectures.experts import expert_rules
+from qcompile.targets.gguf.architectures.experts import PROJECTIONS, expert_rules
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class Qwen3Moe(Qwen3):
         }
 
     def _feed_forward(self, layer: int, config: Config, names: Collection[str]) -> Iterator[Rule]:
-        projections = {part: f"{part}_proj" for part in ("gate", "up", "down")}
-        yield from expert_rules(layer, self._sizes(config), names, "mlp", projections)
+        yield from expert_rules(layer, self._sizes(config), names, "mlp", PROJECTIONS)
 
     def _full(self, config: Config) -> Config:
         renamed = {"num_experts": config.get("num_local_experts"), **config}

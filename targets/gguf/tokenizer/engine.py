@@ -5,46 +5,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from qcompile.compiler.ir.errors import MissingPackageError, ModelError
+from qcompile.compiler.ir.errors import ModelError
 from qcompile.runtime.llama.library import library, listen, reason
-
-# What llama.cpp needs besides the tokenizer before it reads a file that holds a vocabulary alone.
-_HEAD = {
-    "general.architecture": "llama",
-    "llama.block_count": 1,
-    "llama.context_length": 64,
-    "llama.embedding_length": 32,
-    "llama.feed_forward_length": 32,
-    "llama.attention.head_count": 1,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-}
-
-
-def write_vocabulary(file: Path, fields: Mapping[str, Any], name: str | None = None) -> None:
-    """Write a GGUF file that holds a tokenizer and no tensors: enough to check it before any work.
-
-    Args:
-        file: Where.
-        fields: As ``tokenizer_fields`` gives them.
-        name: ``general.name``; llama.cpp strips white space after special tokens where it holds "phi-3".
-
-    Raises:
-        MissingPackageError: The package ``gguf`` is not installed.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingPackageError("gguf", "gguf") from error
-    writer = gguf.GGUFWriter(file, arch="llama")
-    named = {"general.name": name} if name else {}
-    for key, value in {**_HEAD, **named, **fields}.items():
-        if key != "general.architecture":  # written by the writer itself
-            writer.add_key_value(key, value, *_type(value))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
 
 
 class Vocabulary:
@@ -138,13 +101,3 @@ class Vocabulary:
             template.encode(), chat, len(messages), prompt, buffer, len(buffer)
         )
         return buffer.raw[:size].decode() if 0 <= size < len(buffer) else None
-
-
-def _type(value: Any) -> tuple[Any, ...]:
-    """Return GGUF's type of a value, and that of a list's members."""
-    from gguf import GGUFValueType as Kind
-
-    kinds = {bool: Kind.BOOL, str: Kind.STRING, float: Kind.FLOAT32}
-    if isinstance(value, list):
-        return (Kind.ARRAY, kinds.get(type(value[0]), Kind.INT32))
-    return (kinds.get(type(value), Kind.UINT32),)

@@ -65,9 +65,9 @@ def test_all_damage_is_told(bundle: Path, verify: Callable[[], str]) -> None:
 
 
 def test_a_newer_schema(edit: Callable[[Edit], None], verify: Callable[[], str]) -> None:
-    edit(lambda m: m.update(schema=3, field_of_the_future=1))
+    edit(lambda m: m.update(schema=4, field_of_the_future=1))
     assert verify() == (
-        "copy.qc/manifest.json has schema 3; this qcompile reads up to 2: update qcompile"
+        "copy.qc/manifest.json has schema 4; this qcompile reads up to 3: update qcompile"
     )
 
 

@@ -82,6 +82,63 @@ def test_what_hooks_see(
     _a_build_takes_it(checkpoints, folder, here / "i.gguf", expected)
 
 
+def _routed(folder: Path, ids: np.ndarray) -> dict[str, list[tuple[np.ndarray, int]]]:
+    """Return sums of squares and counts of each expert's tokens, from transformers' own loop over experts."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, experts_implementation="eager"
+    )
+    found: dict[str, list[tuple[np.ndarray, int]]] = {}
+
+    def watch(layer: str) -> Any:
+        def keep(module: Any, given: Any) -> None:
+            x, chosen, _ = given
+            own = [x[(chosen == expert).any(1)] for expert in range(module.num_experts)]
+            both = [
+                torch.nn.functional.linear(*p) for p in zip(own, module.gate_up_proj, strict=True)
+            ]
+            halves = [value.chunk(2, -1) for value in both]
+            inner = [torch.nn.functional.silu(gate) * up for gate, up in halves]
+            for part, rows in (("gate", own), ("up", own), ("down", inner)):
+                sums = [(r.double().square().sum(0).numpy(), len(r)) for r in rows]
+                found[f"blk.{layer}.ffn_{part}_exps.weight"] = sums
+
+        return keep
+
+    for name, module in model.named_modules():
+        if name.endswith(".experts"):
+            module.register_forward_pre_hook(watch(name.split(".")[2]))
+    with torch.no_grad():
+        model(torch.from_numpy(ids[: LENGTH * SEQUENCES].reshape(SEQUENCES, LENGTH)))
+    return found
+
+
+@pytest.mark.parametrize("family", ["qwen3moe", "mixtral"])
+def test_experts_count_the_tokens_that_reach_them(
+    run: Run, checkpoints: ModuleType, here: Path, ids: np.ndarray, family: str
+) -> None:
+    sizes = {"num_experts": 12, "num_local_experts": 12, "num_hidden_layers": 1}
+    folder = checkpoints.random_checkpoint(here / "m", family, **sizes)
+    few = np.tile(ids[:4], len(ids) // 4)
+    np.savez(here / "few.npz", ids=few)
+    given = ["imatrix", folder, "--calibrate", "few.npz", "--seq-len", str(LENGTH)]
+    result = run(*given, "-o", "i.gguf")
+    assert result.exit_code == 0, result.output
+    found, expected = read_imatrix(here / "i.gguf"), _routed(folder, few)
+    assert len(expected) == 3
+    for name, rows in expected.items():
+        counts = [count for _, count in rows]
+        assert found.counts[name].tolist() == counts
+        assert sum(counts) == 2 * LENGTH * SEQUENCES
+        assert 0 in counts, "an expert that no token reached"
+        for values, (sums, count) in zip(found.values[name], rows, strict=True):
+            mean = sums / count if count else np.ones_like(sums)
+            np.testing.assert_allclose(values, mean, rtol=2e-5)
+    assert found.unvisited == {n: [c for _, c in rows].count(0) for n, rows in expected.items()}
+    assert found.counts["blk.0.attn_q.weight"].tolist() == [LENGTH * SEQUENCES]
+
+
 def _a_build_takes_it(
     checkpoints: ModuleType, folder: Path, file: Path, expected: dict[str, np.ndarray]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.testing import Result
 import qcompile.compiler.frontend.load as front_end
 from qcompile.compiler.driver import BuildOptions, build
 from qcompile.compiler.frontend.load import Source
+from qcompile.compiler.ir.errors import ModelError
 
 pytest.importorskip("llama_cpp")
 Run = Callable[..., Result]
@@ -106,6 +108,28 @@ def test_inspect(run: Run, q8: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "input input_ids: int64[batch, sequence]" in result.stdout
     assert "Q8_0" in result.stdout
+    assert result.stdout.count("without calibration data weights in Q8_0 are rounded") == 1
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_notes_come_before_the_work(
+    run: Run, here: Path, model: Path, monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    def work(*given: object) -> None:
+        raise ModelError("that was all")
+
+    monkeypatch.setattr(
+        importlib.import_module("qcompile.compiler.driver.build"), "run_passes", work
+    )
+    result = run(model, "--target", "apple-m2", *(["--json"] if quiet else []))
+    assert result.exit_code == 2
+    if quiet:
+        assert result.stderr == ""
+        return
+    first, second, last = result.stderr.splitlines()
+    assert first.startswith("note: blk.0.ffn_down.weight is stored as ")
+    assert second.startswith("note: without calibration data weights in ")
+    assert last == "error: that was all"
 
 
 def test_bench_needs_no_other_engine(

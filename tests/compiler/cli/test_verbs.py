@@ -172,7 +172,7 @@ def test_inspect(built: Path, run: Run, ok: Callable[..., str]) -> None:
     assert "input input: float32[batch, 3, 8, 8]" in text
     assert "output output: float32[batch, 4]" in text
     assert "0.weight" in text
-    assert data_of(run("inspect", built, "--json"))["schema"] == 2
+    assert data_of(run("inspect", built, "--json"))["schema"] == 3
     one = ok("inspect", built, "--limit", "1")
     assert ("0.weight" in one) != ("5.weight" in one)
 

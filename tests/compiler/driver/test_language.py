@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from qcompile.compiler.driver import BuildOptions as Options
 from qcompile.compiler.driver import Bundle, build, dry_run, language
 from qcompile.compiler.driver.check import verify
+from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.frontend.load import Source, load
 from qcompile.compiler.ir.errors import GateError, ModelError, OutputError, QCompileError
 from qcompile.passes.quantization.block_store import BlockStore
@@ -113,6 +114,38 @@ def test_the_plan_is_the_file(bundle: Bundle, tiny_source: Source, text: Path) -
     assert odd.why in bundle.manifest.notes
     assert "which takes rows in blocks of 256 and not of 288: " in odd.why
     assert odd.why.endswith("bytes more")
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_said_before_the_work(tiny_source: Source, text: Path, tmp_path: Path) -> None:
+    def said(name: str, given: Options) -> list[str]:
+        found: list[str] = []
+        progress = Progress(note=found.append)
+        built = build(tiny_source, tmp_path / name, given, progress=progress)
+        assert set(found) <= set(built.manifest.notes)
+        assert list(dry_run(tiny_source, given).notes) == found
+        return found
+
+    odd, bare = said("bare.qc", options())
+    assert odd.startswith("blk.0.ffn_down.weight is stored as ")
+    assert bare.startswith("without calibration data weights in ")
+    assert "Q4_K" in bare
+    assert "give --calibrate FILE (.txt, .jsonl, .npz) or --imatrix FILE" in bare
+    assert said("f16.qc", options("f16")) == [], "no weight is rounded to blocks"
+    assert said("nearest.qc", calibrated(text, rounding="nearest")) == [odd]
+
+
+def test_the_report_says_which_inputs_were_rescaled(bundle: Bundle) -> None:
+    rows = {row["name"]: row for row in bundle.manifest.foldings}
+    first = rows["model.layers.0.input_layernorm.weight"]
+    assert first["layers"] == [f"model.layers.0.self_attn.{n}_proj.weight" for n in "qkv"]
+    assert all(row["error"] == row["tried"].get(row["method"], 1.0) for row in rows.values())
+    summary = dict(bundle.summary())
+    kept = [row for row in rows.values() if row["method"] != "none"]
+    assert ("rescaled inputs" in summary) is bool(kept)
+    if kept:
+        assert f"of {len(kept)} of {len(rows)} groups" in summary["rescaled inputs"]
+    assert Bundle.open(bundle.path).manifest.foldings == bundle.manifest.foldings
 
 
 @pytest.mark.parametrize("precision", ["f16", "bf16", "q8_0", "q2_k"])

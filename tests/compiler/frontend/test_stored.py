@@ -16,10 +16,10 @@ from qcompile.compiler.ir.errors import ModelError, UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes.base import run
 from qcompile.passes.graph.round_constants_to_half import RoundConstantsToHalf
-from qcompile.targets.base import Order, Scheme
 from qcompile.targets.coreml.emitter import EMITTER
 from qcompile.targets.coreml.stream import write_stored_weights
 from qcompile.targets.device import load_device
+from qcompile.targets.order import Order, Scheme
 
 X = torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4)
 

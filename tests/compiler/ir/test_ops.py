@@ -1,13 +1,15 @@
-"""The decoding ops: bit for bit what the specs decode, and shapes without data."""
+"""Our ops: decoding, bit for bit what the specs decode; experts, against a dense sum; shapes without data."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from qcompile.compiler.frontend.trace import trace
-from qcompile.compiler.ir.ops import DEQUANTIZE_BLOCKWISE, LOOKUP, aten
+from qcompile.compiler.ir.ops import DEQUANTIZE_BLOCKWISE, EXPERT_LINEAR, LOOKUP, aten
 from qcompile.compiler.ir.palette import PaletteParams, PaletteSpec
 from qcompile.compiler.ir.quant import QuantSpec
 from qcompile.passes.base import run
@@ -75,3 +77,32 @@ def test_shapes_are_inferred_and_decoders_are_not_folded() -> None:
     torch.testing.assert_close(graph.run({"x": x})["output"], expected)
     program = graph.exported()
     torch.testing.assert_close(program.module()(x)[0], expected)
+
+
+@settings(max_examples=15)
+@given(st.tuples(*[st.integers(1, 5)] * 3), st.integers(1, 3), st.booleans(), st.integers(0, 2**31))
+def test_expert_linear_is_a_dense_sum_of_masked_experts(
+    sizes: tuple[int, int, int], choices: int, shared: bool, seed: int
+) -> None:
+    """Against all experts on all tokens, in float64, with those zeroed that were not chosen."""
+    (tokens, columns, rows), experts = sizes, 4
+    torch.manual_seed(seed)
+    x = torch.randn(tokens, 1 if shared else choices, columns)
+    chosen = torch.rand(tokens, experts).topk(choices).indices
+    shares = None if shared else torch.randn(tokens, choices)
+    weights = [torch.randn(rows, columns) for _ in range(experts)]
+    every = torch.einsum("tci,eoi->tceo", x.double(), torch.stack(weights).double())
+    mask = torch.nn.functional.one_hot(chosen, experts).double()
+    factor = mask if shares is None else mask * shares[..., None]
+    expected = (every * factor[..., None]).sum(2)
+    found = EXPERT_LINEAR(x, chosen, shares, weights)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    shapes = [t.to("meta") for t in weights]
+    empty = EXPERT_LINEAR(x.to("meta"), chosen.to("meta"), None, shapes)
+    assert empty.shape == found.shape
+
+
+def test_an_expert_that_nobody_chose_is_not_read_into_the_result() -> None:
+    weights = [torch.ones(2, 3), torch.full((2, 3), torch.nan)]
+    found = EXPERT_LINEAR(torch.ones(4, 1, 3), torch.zeros(4, 1, dtype=torch.int64), None, weights)
+    assert torch.equal(found, torch.full((4, 1, 2), 3.0))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.compiler.ir.palette import Entries, PaletteParams, PaletteSpec
-from qcompile.compiler.ir.quant import parse_spec
+from qcompile.compiler.ir.quant import parse_weight_spec
 from qcompile.compiler.ir.storage import half_scale, to_half
 
 SPECS = st.builds(
@@ -23,7 +23,7 @@ SPECS = st.builds(
 @given(SPECS)
 def test_text_round_trip(spec: PaletteSpec) -> None:
     assert PaletteSpec.parse(str(spec)) == spec
-    assert parse_spec(str(spec)) == spec
+    assert parse_weight_spec(str(spec)) == spec
 
 
 def test_text_is_what_people_say() -> None:
@@ -35,7 +35,7 @@ def test_text_is_what_people_say() -> None:
 @pytest.mark.parametrize("text", ["palette5 fp16 per_tensor", "palette4 per_tensor", "palette"])
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no PaletteSpec|6 or 8 bits, not 5"):
-        parse_spec(text)
+        parse_weight_spec(text)
 
 
 def test_a_group_of_nothing_is_refused() -> None:

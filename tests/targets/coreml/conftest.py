@@ -20,7 +20,6 @@ from qcompile.compiler.ir.interface import Interface
 from qcompile.passes.base import run as run_passes
 from qcompile.passes.graph.round_constants_to_half import RoundConstantsToHalf
 from qcompile.passes.pipelines import float_pipeline
-from qcompile.targets.base import Emitted, Order, Scheme
 from qcompile.targets.coreml.emitter import EMITTER
 from qcompile.targets.coreml.reference.interpreter import Interpreter
 from qcompile.targets.coreml.reference.package import Package, read_package
@@ -28,6 +27,7 @@ from qcompile.targets.coreml.reference.program import Operation
 from qcompile.targets.coreml.session import ReferenceEngine
 from qcompile.targets.coreml.tools import load_coremltools, quiet
 from qcompile.targets.device import load_device
+from qcompile.targets.order import Emitted, Order, Scheme
 
 ct = load_coremltools()
 Array = NDArray[Any]

@@ -65,7 +65,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from qcompile.compiler.frontend.trace import trace
-from qcompile.targets.base import Order, Scheme
+from qcompile.targets.order import Order, Scheme
 from qcompile.targets.coreml.emitter import EMITTER
 from qcompile.targets.device import load_device
 torch.manual_seed(0)

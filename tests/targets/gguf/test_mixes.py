@@ -20,7 +20,7 @@ from qcompile.targets.gguf.architectures import find_architecture
 from qcompile.targets.gguf.container import StoredTensor, header, predicted_bytes
 from qcompile.targets.gguf.general import general_fields
 from qcompile.targets.gguf.mix_rules import Hyperparameters
-from qcompile.targets.gguf.mixes import MIXES, tensor_types
+from qcompile.targets.gguf.mixes import MIXES, summed, tensor_types
 
 LLAMA_70B = Hyperparameters("llama", 80, 64, 8)
 
@@ -180,6 +180,17 @@ def test_a_fallback_says_what_it_costs() -> None:
         "blk.0.ffn_down.weight": (40, "Q4_K", "F16", 7680 - 2160),
     }
     assert "attn_q.weight is stored as Q5_0, not Q4_K" in str(found.fallbacks[1])
+
+
+def test_fallbacks_that_are_alike_are_one_sentence() -> None:
+    shapes = {"token_embd.weight": (10, 256), "blk.0.ffn_up.weight": (40, 256)}
+    shapes |= {f"blk.{i}.ffn_down.weight": (8 + i, 40) for i in range(3)}
+    found = tensor_types("q4_k_s", shapes, Hyperparameters("llama", 3, 4, 4))
+    (said,) = summed(found.fallbacks)
+    extra = sum(f.extra_bytes for f in found.fallbacks)
+    assert said.startswith("blk.0.ffn_down.weight and 2 more are stored as F16, not Q4_K, ")
+    assert said.endswith(f" of 256 and not of 40: {extra:,} bytes more")
+    assert summed(found.fallbacks[1:2]) == [str(found.fallbacks[1])]
 
 
 def test_llama_quantize_writes_these_types(

@@ -17,9 +17,9 @@ from qcompile.passes.base import run
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.passes.quantization.records import QuantizationLog
-from qcompile.targets.base import Emitted, Order, Recipe
 from qcompile.targets.device import load_device
 from qcompile.targets.onnx.emitter import EMITTER
+from qcompile.targets.order import Emitted, Order, Recipe
 
 
 @dataclass

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.ops import DEQUANTIZE_PER_CHANNEL
-from qcompile.targets.base import Order
 from qcompile.targets.device import load_device
 from qcompile.targets.onnx.emitter import EMITTER
 from qcompile.targets.onnx.export import OPSET, export
+from qcompile.targets.order import Order
 
 
 class Small(nn.Module):

@@ -20,9 +20,9 @@ from qcompile.passes.base import run
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.passes.quantization.records import QuantizationLog, sqnr_db
-from qcompile.targets.base import Recipe
 from qcompile.targets.device import load_device
 from qcompile.targets.options import WeightOptions
+from qcompile.targets.order import Recipe
 from qcompile.targets.tvm import float_ops as ops
 from qcompile.targets.tvm import planning
 from qcompile.targets.tvm.emitter import EMITTER

@@ -20,10 +20,10 @@ from qcompile.passes.base import run
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.passes.quantization.records import QuantizationLog, sqnr_db
-from qcompile.targets.base import Recipe
 from qcompile.targets.device import load_device
 from qcompile.targets.forced import ForcedRun
 from qcompile.targets.options import WeightOptions
+from qcompile.targets.order import Recipe
 from qcompile.targets.tvm import code_ops as ops
 from qcompile.targets.tvm import planning
 from qcompile.targets.tvm.codes import TO_FIRST

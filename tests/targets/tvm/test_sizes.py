@@ -246,6 +246,15 @@ def test_a_length_that_must_be_even_is_refused_in_one_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_defect_of_a_converter_of_ours_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*given: Any) -> bool:
+        raise ValueError("a defect of ours")
+
+    monkeypatch.setattr(sizes, "_says", defect)
+    with pytest.raises(ValueError, match="a defect of ours"):
+        relax(Steps(), (rows(2, 6),), ({0: BATCH},))
+
+
 def test_only_models_with_free_sizes_are_said_to_have_them() -> None:
     for free, expected in ((None, False), (({0: BATCH},), True), (({1: LENGTH},), True)):
         exported = torch.export.export(Attention(), (rows(3, 6),), dynamic_shapes=free)

@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qcompile.compiler.ir.blocks.searches import (
-    Tries,
-    descend_signed,
-    search_affine,
-    search_signed,
-    search_unsigned,
-)
+from qcompile.compiler.ir.blocks.affine_search import Tries, search_affine
+from qcompile.compiler.ir.blocks.searches import descend_signed, search_signed, search_unsigned
 
 F = np.float32
 TRIES = [

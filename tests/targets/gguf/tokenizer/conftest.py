@@ -10,14 +10,24 @@ from typing import Any
 
 import pytest
 
+from qcompile.targets.gguf.container import write_gguf
 from qcompile.targets.gguf.tokenizer.corpus import CODE, LANGUAGES
 from qcompile.targets.gguf.tokenizer.differences import tokenizer_differences
-from qcompile.targets.gguf.tokenizer.engine import write_vocabulary
 from qcompile.targets.gguf.tokenizer.fields import tokenizer_fields
 from qcompile.targets.gguf.tokenizer.parts import full_pattern
 from qcompile.targets.gguf.tokenizer.report import TokenizerReport
 from qcompile.targets.gguf.tokenizer.structure import pre_tokenizers
 
+HEAD: dict[str, Any] = {
+    "general.architecture": "llama",
+    "llama.block_count": 1,
+    "llama.context_length": 64,
+    "llama.embedding_length": 32,
+    "llama.feed_forward_length": 32,
+    "llama.attention.head_count": 1,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+}
+"""What llama.cpp must know of a model to load its tokenizer alone."""
 Json = dict[str, Any]
 Make = Callable[..., Path]
 
@@ -271,7 +281,8 @@ def check(tmp_path: Path) -> Callable[..., TokenizerReport]:
         if change is not None:
             change(fields)
         file = tmp_path / "vocabulary.gguf"
-        write_vocabulary(file, fields, name)
+        named = {"general.name": name} if name else {}
+        write_gguf(file, {**HEAD, **named, **fields}, [])
         return tokenizer_differences(directory, file, texts=200)
 
     return compare

@@ -1,0 +1,41 @@
+"""What every benchmark that writes a page does around its work: a folder, the command, the page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def working_folder(keep: Path | None) -> Iterator[Path]:
+    """Give the folder that --keep names, else one that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as temporary:
+        yield keep or Path(temporary)
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Return the command that is running, as one would type it in the repository."""
+    script = f"benchmarks/{Path(sys.argv[0]).name}"
+    return shlex.join(["python", script, *arguments])
+
+
+def publish(page: str, output: Path | None) -> None:
+    """Print a page, and write it if it has a place."""
+    print(page)
+    if output is not None:
+        write(output, page)
+
+
+def write(output: Path, text: str) -> None:
+    """Write a text, its folder first."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text)
+
+
+def tell(text: str) -> None:
+    """Say what is going on."""
+    print(text, file=sys.stderr, flush=True)
