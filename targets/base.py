@@ -31,7 +31,7 @@ from qcompile.targets.options import (
     WeightOptions,
 )
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
-from qcompile.targets.plans import FilePlan, NodePlan, Probe, UnitPlan
+from qcompile.targets.plans import FilePlan, NodePlan, Probe, TensorChoices, UnitPlan
 
 
 class Emitter(ABC):
@@ -74,6 +74,28 @@ class Emitter(ABC):
         keep_float: frozenset[str] = frozenset(),
     ) -> FilePlan:
         """Return what a language model's file would hold.
+
+        Raises:
+            UnsupportedError: Always, unless the format says otherwise.
+        """
+        raise UnsupportedError(f"{self.name} has no form for a language model's directory")
+
+    def tensor_choices(
+        self,
+        checkpoint: Checkpoint,
+        scheme: Scheme,
+        blocks: BlockOptions,
+        keep_float: frozenset[str] = frozenset(),
+    ) -> Sequence[TensorChoices]:
+        """Return the formats that each tensor of a language model's file may have.
+
+        Raises:
+            UnsupportedError: Always, unless the format says otherwise.
+        """
+        raise UnsupportedError(f"{self.name} has no form for a language model's directory")
+
+    def precision_of(self, bits_per_weight: float) -> str:
+        """Return the precision that a language model's file with so many bits says it has.
 
         Raises:
             UnsupportedError: Always, unless the format says otherwise.

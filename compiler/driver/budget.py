@@ -48,9 +48,12 @@ class Budget:
             wrong.append(f"--max-size {self.max_size} is no size")
         if self.target_bpw is not None and not 0 < self.target_bpw <= _BITS:
             wrong.append(f"--target-bpw {self.target_bpw:g} is not between 0 and {_BITS}")
-        if self.max_kl is not None and not 0 < self.max_kl:
+        if self.max_kl is not None and self.max_kl <= 0:
             wrong.append(f"--max-kl {self.max_kl:g} is not above 0")
         if self.optimize is not None and not self:
             wrong.append(f"--optimize {self.optimize} has no limit to keep")
         if wrong:
             raise TargetError(f"{'; '.join(wrong)}: give --max-size, --target-bpw or --max-kl")
+
+
+NO_BUDGET = Budget()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qcompile.compiler.driver.budget import NO_BUDGET, Budget
 from qcompile.compiler.driver.target import Target, resolve
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.options import (
@@ -41,6 +42,9 @@ class BuildOptions:
         evaluate: Whether to run the model file's ``evaluate`` before and after.
         max_host_ram: Bytes of activations in memory during calibration; the rest waits on disk.
         blocks: How a language model's weights are stored: gguf.
+        budget: What the artifact may take, and how far it may be from the original: gguf.
+        plan_file: A plan to build, instead of the precision's own formats: gguf.
+        save_plan: File for the plan that was built.
         seq_len: Tokens of a language model's calibration sequences.
         resume: Go on with what a killed build of a language model left.
         dump_ir: Folder for the IR text after each pass.
@@ -63,6 +67,9 @@ class BuildOptions:
     evaluate: bool = True
     max_host_ram: int = 1 << 30
     blocks: BlockOptions = NO_BLOCK_OPTIONS
+    budget: Budget = NO_BUDGET
+    plan_file: Path | None = None
+    save_plan: Path | None = None
     seq_len: int | None = None
     resume: bool = False
     dump_ir: Path | None = None

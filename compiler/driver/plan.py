@@ -68,7 +68,9 @@ class Plan:
 
     def save(self, file: Path) -> None:
         """Write it for ``--plan``."""
-        file.write_text(json.dumps(self.as_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        file.write_text(
+            json.dumps(self.as_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
     @classmethod
     def read(cls, file: Path) -> Plan:
@@ -83,7 +85,9 @@ class Plan:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TargetError(f"{file} is no plan ({error}): write one with --save-plan") from error
         if schema != SCHEMA or not all(isinstance(t, str) for t in types.values()):
-            raise TargetError(f"{file} is a plan of schema {schema!r}, this reads {SCHEMA}: save it again")
+            raise TargetError(
+                f"{file} is a plan of schema {schema!r}, this reads {SCHEMA}: save it again"
+            )
         return cls(types)
 
 
@@ -136,11 +140,11 @@ class Problem:
     def plan(self, found: Allocation) -> Plan:
         """Return an allocation as a plan."""
         types = {
-            tensor: found.chosen[group.name].name for group in self.choices for tensor in group.tensors
+            tensor: found.chosen[group.name].name
+            for group in self.choices
+            for tensor in group.tensors
         }
-        rows = tuple(
-            _row(item, found.chosen[item.name]) for item in self.items()
-        )
+        rows = tuple(_row(item, found.chosen[item.name]) for item in self.items())
         size = int(found.totals[BYTES])
         bits = (8 * size + self.fixed_bits) / self.elements
         return Plan(types, rows, size + self.fixed, round(bits, 4), found.totals[DAMAGE])
@@ -168,11 +172,15 @@ class Problem:
         """Say what comes nearest to each limit."""
         items = self.items()
         smallest = self.plan(allocate(items, BYTES, {}))
-        said = [f"the smallest file is {smallest.bytes:,} bytes ({smallest.bits_per_weight:g} bits a weight)"]
+        said = [
+            f"the smallest file is {smallest.bytes:,} bytes ({smallest.bits_per_weight:g} bits a weight)"
+        ]
         if budget.max_kl is not None:
             best = self.plan(allocate(items, DAMAGE, {}))
             assert best.damage is not None
-            said.append(f"the least KL divergence about {best.damage * scale:.3g} at {best.bytes:,} bytes")
+            said.append(
+                f"the least KL divergence about {best.damage * scale:.3g} at {best.bytes:,} bytes"
+            )
             limits = self._limits(budget, scale)
             if limits.keys() == {BYTES, DAMAGE}:
                 said += self._two_sided(items, limits, scale)

@@ -1,4 +1,4 @@
-"""Plans of a build: damage is measured, formats are chosen, and what was built is measured against the limits."""
+"""Plans of a build: damage is measured, formats are chosen, what was built is held against the limits."""
 
 from __future__ import annotations
 
@@ -151,7 +151,9 @@ def measure(work: Build, stage: Path, manifest: Manifest) -> Manifest:
     if budget.max_size is not None:
         gates.append(_gate("max-size", budget.max_size, manifest.sizes["artifact_bytes"], "bytes"))
     if budget.target_bpw is not None and planned.plan.bits_per_weight is not None:
-        gates.append(_gate("target-bpw", budget.target_bpw, planned.plan.bits_per_weight, "bits a weight"))
+        gates.append(
+            _gate("target-bpw", budget.target_bpw, planned.plan.bits_per_weight, "bits a weight")
+        )
     if budget.max_kl is not None:
         gates.append(_gate("max-kl", budget.max_kl, kl, "nats a token of KL divergence"))
     quality = {"kl": {"after": round(kl, 8), "before": 0.0}}

@@ -174,7 +174,9 @@ class WayBack:
         self._held = {n: self.graph.weights[str(n.target)] for n in constants}
 
     def _value(self, node: fx.Node, index: int) -> Any:
-        return self._held[node] if node in self._held else self._store.get(self._values[node][index])
+        return (
+            self._held[node] if node in self._held else self._store.get(self._values[node][index])
+        )
 
     def _call(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), value)
@@ -185,8 +187,8 @@ class WayBack:
         found: list[Any] = []
         width, count = worker_count(), len(self.samples)
         for start in range(0, count, width):
-            for value in each(compute, range(start, min(start + width, count))):
-                found.append(self._store.put(value))
+            numbers = range(start, min(start + width, count))
+            found += [self._store.put(value) for value in each(compute, numbers)]
         return found
 
     def _drop(self, node: fx.Node) -> None:
@@ -201,9 +203,9 @@ def _behind(graph: Graph, watched: Collection[fx.Node]) -> set[fx.Node]:
     """Return the watched nodes and all float values that depend on them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node in watched or any(n in found for n in node.all_input_nodes):
-            if node.op == "call_function" and _is_float(node):
-                found.add(node)
+        depends = node in watched or any(n in found for n in node.all_input_nodes)
+        if depends and node.op == "call_function" and _is_float(node):
+            found.add(node)
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +113,10 @@ def _check_each_limit(items: Sequence[Item], limits: Mapping[str, float]) -> Non
     least = {name: sum(item.least(name) for item in items) for name in limits}
     if missed := {name: least[name] for name, limit in limits.items() if least[name] > limit}:
         raise BudgetError(
-            "; ".join(f"{n} cannot be below {v:,.6g}, and {limits[n]:,.6g} is the limit" for n, v in missed.items())
+            "; ".join(
+                f"{n} cannot be below {v:,.6g}, and {limits[n]:,.6g} is the limit"
+                for n, v in missed.items()
+            )
         )
 
 
@@ -142,7 +146,7 @@ def _solve(
     if found.x is None:
         return None
     starts = np.cumsum([0, *sizes])
-    picks = (int(found.x[a:b].argmax()) for a, b in zip(starts[:-1], starts[1:], strict=True))
+    picks = (int(found.x[a:b].argmax()) for a, b in pairwise(starts))
     return [item.choices[pick] for item, pick in zip(items, picks, strict=True)]
 
 

@@ -35,6 +35,8 @@ ROWS = 96
 """Of a weight on which formats are tried."""
 TABLE_ROWS = 512
 Told = Callable[[str, Mapping[str, float]], None]
+Value = Callable[[fx.Node], Tensor]
+Over = Callable[[Sums], list[Tensor]]
 
 
 class BlockDamage:
@@ -66,20 +68,36 @@ class BlockDamage:
         """The calls that read the weights."""
         return self._layers
 
-    def visit(self, node: fx.Node, over: Callable[[Sums], list[Tensor]]) -> None:
+    def visit(self, node: fx.Node, over: Over) -> None:
         """Try the formats when the last reader of a weight comes, and add what each reader says."""
         layer = self._layers[node]
         name, weight = layer.name, self.graph.weights[layer.name].float()
+        power = _power(layer, weight, over)
         if name not in self._trials:
             left = readers(self.graph, name)
             tied = len({one.looks_up for one in left}) > 1
             encoder = _Encoder() if layer.looks_up else _Encoder.of(layer, tied, over)
-            self._trials[name] = _Trials(weight, self.formats[name], encoder, tied, len(left))
+            rows = some_rows(power, TABLE_ROWS if tied else ROWS)
+            self._trials[name] = _Trials(weight, rows, self.formats[name], encoder, len(left))
         trials = self._trials[name]
-        trials.add(_looked_up(layer, trials, over) if layer.looks_up else _product(layer, trials, over))
+        costs = (_looked_up if layer.looks_up else _product)(layer, trials, over)
+        trials.add(costs, power)
         if not trials.readers_left:
             self.found[name] = self._trials.pop(name).damage()
             self.told(name, self.found[name])
+
+
+@dataclass(frozen=True)
+class SomeRows:
+    """Rows that stand for all.
+
+    Args:
+        numbers: Which.
+        counts: For how many rows each stands.
+    """
+
+    numbers: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,10 +113,10 @@ class _Encoder:
     upper: Tensor | None = None
 
     @classmethod
-    def of(cls, layer: Reader, tied: bool, over: Callable[[Sums], list[Tensor]]) -> _Encoder:
+    def of(cls, layer: Reader, tied: bool, over: Over) -> _Encoder:
         """Return what the inputs of a linear layer say."""
 
-        def sums(value: Callable[[fx.Node], Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+        def sums(value: Value, gradient: Tensor) -> tuple[Tensor, ...]:
             rows = value(layer.source).flatten(0, -2)
             return rows.T @ rows, torch.tensor(len(rows))
 
@@ -120,26 +138,37 @@ class _Trials:
 
     Args:
         weight: ``[rows, columns]``.
+        rows: On which formats are tried.
         formats: To try.
         encoder: Rounds.
-        tied: Whether it is a table and a matrix.
         readers_left: That have not said what errors cost.
     """
 
     def __init__(
-        self, weight: Tensor, formats: Sequence[BlockFormat], encoder: _Encoder, tied: bool, readers_left: int
+        self,
+        weight: Tensor,
+        rows: SomeRows,
+        formats: Sequence[BlockFormat],
+        encoder: _Encoder,
+        readers_left: int,
     ) -> None:
-        self.weight, self.readers_left = weight, readers_left
-        self.rows = _some_rows(len(weight), TABLE_ROWS if tied else ROWS)
-        some = weight[self.rows]
+        self.shape, self.rows, self.readers_left = weight.shape, rows, readers_left
+        some = weight[rows.numbers]
         found = each(lambda f: [some - decoded for decoded in encoder.decoded(some, f)], formats)
-        self._names = [format.name for format in formats for _ in found[formats.index(format)]]
+        self._names = [f.name for f, errors in zip(formats, found, strict=True) for _ in errors]
         self.errors = torch.stack([error for errors in found for error in errors])
         self._costs = torch.zeros(len(self.errors), dtype=torch.float64)
 
-    def add(self, costs: Tensor) -> None:
-        """Add what a reader says that each of ``errors`` costs."""
-        self._costs += costs.double()
+    def add(self, costs: Tensor, power: Tensor) -> None:
+        """Add what a reader says.
+
+        Args:
+            costs: Of each of ``errors`` and each of its rows.
+            power: What each row of the weight itself counts, all rows.
+        """
+        counts = self.rows.counts.double()
+        seen = (power[self.rows.numbers].double() * counts).sum().clamp(min=1e-30)
+        self._costs += (costs.double() * counts).sum(1) * power.double().sum() / seen
         self.readers_left -= 1
 
     def damage(self) -> dict[str, float]:
@@ -150,40 +179,67 @@ class _Trials:
         return found
 
 
-def _product(layer: Reader, trials: _Trials, over: Callable[[Sums], list[Tensor]]) -> Tensor:
-    """Return ``1/2 E[sum g_r^2 (E_r x)^2]`` of each error, as if all rows had been tried."""
-    some = trials.errors
+def some_rows(power: Tensor, wanted: int) -> SomeRows:
+    """Return rows of a weight: those that count more are likelier to be taken.
 
-    def sums(value: Callable[[fx.Node], Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-        inputs, squares = value(layer.source).flatten(0, -2), gradient.flatten(0, -2).square()
-        power = (squares * (inputs @ trials.weight.T).square()).sum(0)
-        part = squares[:, trials.rows]
-        costs = [(part * (inputs @ error.T).square()).sum() for error in some]
-        return power, torch.stack(costs), torch.tensor(len(inputs))
+    Half of the draws go by what rows count, half are even; a row stands for as many as its chance is small
+    (systematic sampling; Hansen and Hurwitz 1943). The draw is the same each time.
 
-    power, costs, tokens = over(sums)
-    return 0.5 * costs / tokens * _rest(power, trials.rows)
-
-
-def _looked_up(layer: Reader, trials: _Trials, over: Callable[[Sums], list[Tensor]]) -> Tensor:
-    """Return ``1/2 E[sum g_c^2 E_tc^2]`` of each error, t the row that a token looks up."""
-
-    def sums(value: Callable[[fx.Node], Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
-        tokens = gradient.flatten(0, -2).square()
-        into = torch.zeros_like(trials.weight)
-        return into.index_add_(0, value(layer.source).flatten(), tokens), torch.tensor(len(tokens))
-
-    squares, tokens = over(sums)
-    power = (squares * trials.weight.square()).sum(1)
-    costs = (squares[trials.rows] * trials.errors.square()).sum((1, 2))
-    return 0.5 * costs / tokens * _rest(power, trials.rows)
+    Args:
+        power: What each row counts.
+        wanted: Rows, at most.
+    """
+    count = len(power)
+    if count <= wanted:
+        return SomeRows(torch.arange(count), torch.ones(count))
+    share = power.double() / power.double().sum().clamp(min=1e-30)
+    chance = 0.5 * share + 0.5 / count
+    places = (torch.arange(wanted).double() + 0.5) / wanted * chance.sum()
+    drawn = torch.searchsorted(chance.cumsum(0), places).clamp(max=count - 1)
+    numbers, times = drawn.unique(return_counts=True)
+    return SomeRows(numbers, (times / (wanted * chance[numbers])).float())
 
 
-def _rest(power: Tensor, rows: Tensor) -> Tensor:
-    """Return by what the cost of some rows is multiplied to be that of all."""
-    return power.sum() / power[rows].sum().clamp(min=1e-30)
+def _power(layer: Reader, weight: Tensor, over: Over) -> Tensor:
+    """Return what an error as large as the weight itself would cost, by row."""
+    if layer.looks_up:
+        squares, _ = over(_look_ups(layer, weight.shape))
+        return (squares * weight.square()).sum(1)
+
+    def sums(value: Value, gradient: Tensor) -> tuple[Tensor, ...]:
+        outputs = value(layer.source).flatten(0, -2) @ weight.T
+        return ((gradient.flatten(0, -2) * outputs).square().sum(0),)
+
+    return over(sums)[0]
 
 
-def _some_rows(count: int, wanted: int) -> Tensor:
-    """Return rows at equal distances, the first and the last among them."""
-    return torch.linspace(0, count - 1, min(count, wanted)).round().long()
+def _product(layer: Reader, trials: _Trials, over: Over) -> Tensor:
+    """Return ``1/2 E[g_r^2 (E_r x)^2]`` of each error and row."""
+
+    def sums(value: Value, gradient: Tensor) -> tuple[Tensor, ...]:
+        inputs = value(layer.source).flatten(0, -2)
+        part = gradient.flatten(0, -2)[:, trials.rows.numbers]
+        costs = [(part * (inputs @ error.T)).square().sum(0) for error in trials.errors]
+        return torch.stack(costs), torch.tensor(len(inputs))
+
+    costs, tokens = over(sums)
+    return 0.5 * costs / tokens
+
+
+def _looked_up(layer: Reader, trials: _Trials, over: Over) -> Tensor:
+    """Return ``1/2 E[sum over columns of g_c^2 E_rc^2]`` of each error and row."""
+    squares, tokens = over(_look_ups(layer, trials.shape))
+    return 0.5 * (squares[trials.rows.numbers] * trials.errors.square()).sum(2) / tokens
+
+
+def _look_ups(layer: Reader, shape: Sequence[int]) -> Sums:
+    """Return what sums ``g^2`` over the tokens that look a row up, and counts tokens."""
+
+    def sums(value: Value, gradient: Tensor) -> tuple[Tensor, ...]:
+        squares = gradient.flatten(0, -2).square()
+        into = torch.zeros(tuple(shape))
+        return into.index_add_(0, value(layer.source).flatten(), squares), torch.tensor(
+            len(squares)
+        )
+
+    return sums

@@ -44,7 +44,9 @@ def tensor_choices(
         groups = [g for g in groups if g not in sharing]
         groups.append([*(other for g in sharing for other in g), tensor])
     order = {tensor.name: index for index, tensor in enumerate(layout.tensors)}
-    groups = sorted((sorted(g, key=lambda t: order[t.name]) for g in groups), key=lambda g: order[g[0].name])
+    groups = sorted(
+        (sorted(g, key=lambda t: order[t.name]) for g in groups), key=lambda g: order[g[0].name]
+    )
     return tuple(_choices(layout, group, pinned, keep_float) for group in groups)
 
 

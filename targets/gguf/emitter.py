@@ -25,6 +25,7 @@ from qcompile.passes.quantization.quantize_blocks import QuantizeBlocks
 from qcompile.targets.base import Emitter
 from qcompile.targets.device import Device
 from qcompile.targets.gguf import compare
+from qcompile.targets.gguf.choices import nearest_mix, tensor_choices
 from qcompile.targets.gguf.companions import modelfile
 from qcompile.targets.gguf.container import write_gguf
 from qcompile.targets.gguf.importance import importances
@@ -33,7 +34,7 @@ from qcompile.targets.gguf.mixes import MIXES
 from qcompile.targets.gguf.planning import file_plan
 from qcompile.targets.options import DEFAULT_WEIGHTS, BlockOptions, WeightOptions
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
-from qcompile.targets.plans import FilePlan, NodePlan
+from qcompile.targets.plans import FilePlan, NodePlan, TensorChoices
 
 ARTIFACT = "model.gguf"
 MINIMUM = "0.3.16"
@@ -104,6 +105,21 @@ class GgufEmitter(Emitter):
     ) -> FilePlan:
         """Return the tensors with their types and the size of the file; no weight is read."""
         return file_plan(Layout.of(checkpoint, scheme.precision, blocks), keep_float)
+
+    def tensor_choices(
+        self,
+        checkpoint: Checkpoint,
+        scheme: Scheme,
+        blocks: BlockOptions,
+        keep_float: frozenset[str] = frozenset(),
+    ) -> Sequence[TensorChoices]:
+        """Return the block formats that each tensor may have."""
+        layout = Layout.of(checkpoint, scheme.precision, blocks)
+        return tensor_choices(layout, blocks, keep_float)
+
+    def precision_of(self, bits_per_weight: float) -> str:
+        """Return the mix that is nearest."""
+        return nearest_mix(bits_per_weight)
 
     def plan(self, graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
         raise UnsupportedError("gguf plans tensors, not nodes")

@@ -29,7 +29,9 @@ FIXED = 1000
 def problem() -> Problem:
     formats = tuple(BLOCK_FORMATS[name] for name in NAMES)
     choices = [
-        TensorChoices({f"{n}.weight": shape}, (n,), formats, tuple(f.storage_bytes(shape) for f in formats))
+        TensorChoices(
+            {f"{n}.weight": shape}, (n,), formats, tuple(f.storage_bytes(shape) for f in formats)
+        )
         for n, shape in SHAPES.items()
     ]
     elements = sum(rows * columns for rows, columns in SHAPES.values()) + 10
@@ -49,7 +51,8 @@ def every_plan(problem: Problem) -> list[tuple[int, float]]:
 def test_the_best_that_fits(problem: Problem, size: int) -> None:
     plan = problem.solve(Budget(max_size=size))
 
-    assert plan.bytes is not None and plan.bytes <= size
+    assert plan.bytes is not None
+    assert plan.bytes <= size
     assert plan.damage == pytest.approx(min(d for b, d in every_plan(problem) if b <= size))
 
 
@@ -57,7 +60,8 @@ def test_the_best_that_fits(problem: Problem, size: int) -> None:
 def test_the_smallest_that_is_good_enough(problem: Problem, kl: float) -> None:
     plan = problem.solve(Budget(max_kl=kl))
 
-    assert plan.damage is not None and plan.damage <= kl
+    assert plan.damage is not None
+    assert plan.damage <= kl
     assert plan.bytes == min(b for b, d in every_plan(problem) if d <= kl)
 
 
@@ -72,7 +76,9 @@ def test_both_limits_and_a_goal(problem: Problem) -> None:
 def test_bits_per_weight_count_everything(problem: Problem) -> None:
     plan = problem.solve(Budget(target_bpw=5.0))
 
-    stored = sum(BLOCK_FORMATS[plan.types[f"{n}.weight"]].storage_bytes(s) for n, s in SHAPES.items())
+    stored = sum(
+        BLOCK_FORMATS[plan.types[f"{n}.weight"]].storage_bytes(s) for n, s in SHAPES.items()
+    )
     assert plan.bits_per_weight == pytest.approx((8 * stored + 320) / problem.elements, abs=1e-4)
     assert plan.bits_per_weight <= 5.0
     assert plan.bytes == stored + FIXED
@@ -89,7 +95,10 @@ def test_rows_say_what_else_was_possible(problem: Problem) -> None:
     assert [row.tensor for row in plan.rows] == ["a.weight", "b.weight", "c.weight"]
     for row, name in zip(plan.rows, SHAPES, strict=True):
         at = NAMES.index(row.format)
-        assert (row.bytes, row.damage) == (BLOCK_FORMATS[row.format].storage_bytes(SHAPES[name]), DAMAGES[name][row.format])
+        assert (row.bytes, row.damage) == (
+            BLOCK_FORMATS[row.format].storage_bytes(SHAPES[name]),
+            DAMAGES[name][row.format],
+        )
         for other, step in ((row.better, 1), (row.cheaper, -1)):
             if not 0 <= at + step < len(NAMES):
                 assert other is None
@@ -104,9 +113,13 @@ def test_impossible_limits_say_what_comes_nearest(problem: Problem) -> None:
     smallest = min(b for b, _ in every_plan(problem))
     with pytest.raises(BudgetError, match=f"the smallest file is {smallest:,} bytes"):
         problem.solve(Budget(max_size=smallest - 1))
-    with pytest.raises(BudgetError, match=r"the least KL divergence about 0\.00312 at [0-9,]+ bytes"):
+    with pytest.raises(
+        BudgetError, match=r"the least KL divergence about 0\.00312 at [0-9,]+ bytes"
+    ):
         problem.solve(Budget(max_kl=0.001))
-    with pytest.raises(BudgetError, match="within the size the best has .* within --max-kl the best has"):
+    with pytest.raises(
+        BudgetError, match=r"within the size the best has .* within --max-kl the best has"
+    ):
         problem.solve(Budget(max_size=40_000, max_kl=0.004))
 
 
@@ -115,7 +128,9 @@ def test_the_front_is_not_beaten(problem: Problem) -> None:
 
     assert [p.bytes for p in plans] == sorted({p.bytes for p in plans})
     for plan in plans:
-        assert plan.damage == pytest.approx(min(d for b, d in every_plan(problem) if b <= plan.bytes))
+        assert plan.damage == pytest.approx(
+            min(d for b, d in every_plan(problem) if b <= plan.bytes)
+        )
 
 
 def test_a_plan_is_saved_and_read(problem: Problem, tmp_path: Path) -> None:
@@ -133,7 +148,9 @@ def test_a_plan_is_saved_and_read(problem: Problem, tmp_path: Path) -> None:
 
 
 def test_limits_that_mean_nothing() -> None:
-    with pytest.raises(TargetError, match="--max-size 0 is no size; --target-bpw 17 .*; --max-kl -1 is not above 0"):
+    with pytest.raises(
+        TargetError, match=r"--max-size 0 is no size; --target-bpw 17 .*; --max-kl -1 is not above 0"
+    ):
         Budget(max_size=0, target_bpw=17, max_kl=-1).check()
     with pytest.raises(TargetError, match="--optimize size has no limit to keep"):
         Budget(optimize="size").check()

@@ -57,7 +57,9 @@ def module() -> Block:
 
 @pytest.fixture
 def batches() -> list[Tensor]:
-    return [torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    return [
+        torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(i)) for i in range(3)
+    ]
 
 
 def cotangent(output: Tensor, batch: int) -> Tensor:
@@ -101,7 +103,8 @@ def test_gradients_are_autograds(module: Block, batches: list[Tensor], max_bytes
     for name, value in wanted.items():
         torch.testing.assert_close(visitor.found[name][0], value)
     assert visitor.order == ["head.weight", "back.weight", "wide.weight", "table.weight"]
-    assert shares == sorted(shares) and shares[-1] == 1.0
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
 
 
 def test_inputs_are_the_graphs(module: Block, batches: list[Tensor]) -> None:

@@ -29,7 +29,9 @@ def items(costs: list[list[tuple[int, int, int]]]) -> list[Item]:
 def best(found: list[Item], limits: dict[str, float]) -> float | None:
     """Return the least damage of all allocations within the limits."""
     sums = (totals(chosen) for chosen in itertools.product(*(item.choices for item in found)))
-    return min((s["damage"] for s in sums if all(s[n] <= v for n, v in limits.items())), default=None)
+    return min(
+        (s["damage"] for s in sums if all(s[n] <= v for n, v in limits.items())), default=None
+    )
 
 
 @given(st.lists(CHOICES, min_size=1, max_size=6), SHARE, SHARE)
@@ -58,7 +60,15 @@ def test_a_thousand_tensors_of_twenty_choices() -> None:
     for i in range(1000):
         size = float(draw.integers(1, 400)) * 1000
         rows = [(round(size * (2 + j / 2)), size * draw.random() * 2.0**-j, 0) for j in range(20)]
-        found += [Item(f"t{i}", tuple(Choice(f"c{j}", {"bytes": float(r[0]), "damage": r[1]}) for j, r in enumerate(rows)))]
+        found += [
+            Item(
+                f"t{i}",
+                tuple(
+                    Choice(f"c{j}", {"bytes": float(r[0]), "damage": r[1]})
+                    for j, r in enumerate(rows)
+                ),
+            )
+        ]
     limit = 1.05 * sum(item.choices[6].costs["bytes"] for item in found)
 
     start = time.perf_counter()
@@ -67,12 +77,17 @@ def test_a_thousand_tensors_of_twenty_choices() -> None:
     smallest = allocate(found, "bytes", {"damage": least.totals["damage"]})
     assert smallest.totals["bytes"] == pytest.approx(least.totals["bytes"], rel=1e-6)
     again = allocate(found, "damage", {"bytes": limit})
-    assert {n: c.name for n, c in again.chosen.items()} == {n: c.name for n, c in least.chosen.items()}
+    assert {n: c.name for n, c in again.chosen.items()} == {
+        n: c.name for n, c in least.chosen.items()
+    }
 
 
 def test_a_limit_is_kept_to_the_byte() -> None:
     """Sums of gigabytes, a limit of one byte less than the better of two plans."""
-    large = [Choice("large", {"bytes": 3e10 + 1, "damage": 1.0}), Choice("small", {"bytes": 2e10, "damage": 1.5})]
+    large = [
+        Choice("large", {"bytes": 3e10 + 1, "damage": 1.0}),
+        Choice("small", {"bytes": 2e10, "damage": 1.5}),
+    ]
     found = [Item(f"t{i}", tuple(large)) for i in range(3)]
 
     result = allocate(found, "damage", {"bytes": 8e10 + 1})
@@ -83,9 +98,13 @@ def test_a_limit_is_kept_to_the_byte() -> None:
 def test_each_limit_that_nothing_keeps_is_named() -> None:
     found = items([[(10, 5, 7), (20, 1, 9)]])
 
-    with pytest.raises(BudgetError, match="bytes cannot be below 10, and 9 is the limit; ms cannot be below 7"):
+    with pytest.raises(
+        BudgetError, match="bytes cannot be below 10, and 9 is the limit; ms cannot be below 7"
+    ):
         allocate(found, "damage", {"bytes": 9, "ms": 6})
-    with pytest.raises(BudgetError, match="no plan keeps bytes at most 15 and damage at most 2 together"):
+    with pytest.raises(
+        BudgetError, match="no plan keeps bytes at most 15 and damage at most 2 together"
+    ):
         allocate(found, "ms", {"bytes": 15, "damage": 2})
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -87,11 +89,15 @@ def inputs(graph: Graph, samples: Samples, name: str) -> Tensor | None:
         return None
     module = Model()
     rows = torch.cat([module.table(batch["input_ids"]).flatten(0, 1) for batch in samples])
-    found: Tensor = (functional.layer_norm(rows, (WIDTH,)) * module.scales).square().mean(0).detach()
+    found: Tensor = (
+        (functional.layer_norm(rows, (WIDTH,)) * module.scales).square().mean(0).detach()
+    )
     return found
 
 
-@pytest.mark.parametrize(("name", "within"), [("table.weight", 0.6), ("gate.weight", 0.35), ("up.weight", 0.35)])
+@pytest.mark.parametrize(
+    ("name", "within"), [("table.weight", 0.6), ("gate.weight", 0.35), ("up.weight", 0.35)]
+)
 def test_prediction_is_what_is_measured(
     graph: Graph, samples: Samples, name: str, within: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +115,7 @@ def test_some_rows_stand_for_all(
     graph: Graph, samples: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = damage(graph, samples)
-    monkeypatch.setattr(block_damage, "ROWS", 16)
+    monkeypatch.setattr(block_damage, "ROWS", 24)
     monkeypatch.setattr(block_damage, "TABLE_ROWS", 40)
 
     part = damage(graph, samples)
@@ -141,3 +147,28 @@ def test_what_is_known_is_not_tried_again(graph: Graph, samples: Samples) -> Non
 
     assert told == ["up.weight"]
     assert visitor.found["gate.weight"] == {"Q4_0": 1.0}
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=200), st.integers(1, 64))
+@settings(max_examples=30, deadline=None)
+def test_rows_that_are_drawn_stand_for_all(power: list[float], wanted: int) -> None:
+    """What is proportional to what rows count is estimated well, and no row stands for less than nothing."""
+    rows = block_damage.some_rows(torch.tensor(power), wanted)
+
+    assert len(rows.numbers) <= max(wanted, 1) or len(rows.numbers) == len(power)
+    assert len(set(rows.numbers.tolist())) == len(rows.numbers)
+    assert bool((rows.counts > 0).all())
+    if len(power) <= wanted:
+        assert rows.counts.tolist() == [1.0] * len(power)
+
+
+def test_rows_that_count_most_are_among_them() -> None:
+    power = torch.ones(1000)
+    power[[3, 700]] = 500.0
+
+    rows = block_damage.some_rows(power, 20)
+
+    assert {3, 700} <= set(rows.numbers.tolist())
+    assert float((rows.counts * power[rows.numbers]).sum()) == pytest.approx(
+        float(power.sum()), rel=0.2
+    )

@@ -14,7 +14,7 @@ from qcompile.targets.gguf.choices import nearest_mix, tensor_choices
 from qcompile.targets.gguf.layout import Layout
 from qcompile.targets.gguf.mixes import tensor_types
 from qcompile.targets.gguf.tensors import GgufTensor, Part
-from qcompile.targets.options import NO_BLOCK_OPTIONS, BlockOptions
+from qcompile.targets.options import NO_BLOCK_OPTIONS
 
 
 def layout(tensors: list[GgufTensor], types: tuple[tuple[str, str], ...] = ()) -> Layout:
@@ -39,7 +39,11 @@ def test_formats_fit_the_width() -> None:
     )
     names = [[f.name for f in c.formats] for c in found]
 
-    assert [c.name for c in found] == ["blk.0.attn_q.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"]
+    assert [c.name for c in found] == [
+        "blk.0.attn_q.weight",
+        "blk.0.ffn_up.weight",
+        "blk.0.ffn_down.weight",
+    ]
     assert {"IQ2_XXS", "Q4_K", "Q8_0", "F16"} <= set(names[0])
     assert names[1] == ["IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16"]
     assert names[2] == ["F16"]
@@ -80,6 +84,9 @@ def test_what_the_user_gave_is_the_only_choice() -> None:
     assert len(names["blk.0.ffn_down.weight"]) > 10
 
 
-@pytest.mark.parametrize(("bits", "mix"), [(2.7, "q2_k"), (3.4, "q3_k"), (4.5, "q4_k"), (5.4, "q5_k"), (6.5, "q6_k"), (9, "q8_0")])
+@pytest.mark.parametrize(
+    ("bits", "mix"),
+    [(2.7, "q2_k"), (3.4, "q3_k"), (4.5, "q4_k"), (5.4, "q5_k"), (6.5, "q6_k"), (9, "q8_0")],
+)
 def test_the_file_says_what_it_nearly_is(bits: float, mix: str) -> None:
     assert re.match(mix, nearest_mix(bits))
