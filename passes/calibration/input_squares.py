@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
 from qcompile.passes.calibration.parallel import total
-from qcompile.passes.calibration.walk import Values, Walk
+from qcompile.passes.calibration.walk import Values, Walk, needed_for
 
 _INPUT_AND_WEIGHT = {aten.linear.default: (0, 1), aten.addmm.default: (1, 2)}
 """Places of both among the arguments of what multiplies by a matrix."""
@@ -43,7 +43,7 @@ class InputSquares:
     def __init__(self, graph: Graph, names: Collection[str]) -> None:
         self.found: dict[str, Squares] = {}
         self._watched = _readers(graph, names)
-        self._needed = _before([source for source, _ in self._watched.values()])
+        self._needed = needed_for([source for source, _ in self._watched.values()])
         self.watched = frozenset(name for _, name in self._watched.values())
         self._known: tuple[fx.Node, Squares] | None = None
 
@@ -79,16 +79,4 @@ def _readers(graph: Graph, names: Collection[str]) -> Mapping[fx.Node, tuple[fx.
             assert isinstance(source, fx.Node)
             if isinstance(weight, fx.Node) and weight.op == "get_attr" and weight.target in names:
                 found[node] = source, str(weight.target)
-    return found
-
-
-def _before(nodes: Collection[fx.Node]) -> set[fx.Node]:
-    """Return nodes and all that they are computed from."""
-    found: set[fx.Node] = set()
-    left = list(nodes)
-    while left:
-        node = left.pop()
-        if node not in found:
-            found.add(node)
-            left += node.all_input_nodes
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def _read_around(module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
 
     def read(_: nn.Module, inputs: object) -> None:
         for name, tensor in stored.items():
-            value = tensor.load().to(torch.float32)
+            value = replace(tensor, dtype=torch.float32).load()
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
     def forget(_: nn.Module, inputs: object, output: object) -> None:
