@@ -116,7 +116,7 @@ def markdown(texts: Sequence[Text], imatrix: Build, environment: dict[str, str])
     lines = ["# Language models beside llama-quantize", "", NOTES]
     cost = f"{imatrix.seconds:.0f} s and {imatrix.peak_mib:.0f} MiB"
     lines += [f"The imatrix took {cost}, once for all rows of llama-quantize.", ""]
-    lines += ["## Goals", "", *_table(GOAL_COLUMNS, _goals(*texts)), "", WORSE, ""]
+    lines += ["## Goals", "", *table(GOAL_COLUMNS, _goals(*texts)), "", WORSE, ""]
     for number, text in enumerate(texts):
         lines += _section(text, costs=number == 0)
     lines += ["## Environment", "", *(f"- {name}: {value}" for name, value in environment.items())]
@@ -143,8 +143,8 @@ def _section(text: Text, *, costs: bool) -> list[str]:
     for pair in text.pairs:
         rows.append(_cells(f"{pair.precision} {OURS}", pair.ours, pair.ratio))
         rows.append(_cells(f"{pair.precision} {PEER}", pair.theirs, None))
-    table = _table(columns, [row[: len(columns)] for row in rows])
-    return [f"## {text.summary.partition(':')[0]}", "", *_facts(text), "", *table, ""]
+    found = table(columns, [row[: len(columns)] for row in rows])
+    return [f"## {text.summary.partition(':')[0]}", "", *_facts(text), "", *found, ""]
 
 
 def _facts(text: Text) -> list[str]:
@@ -185,7 +185,8 @@ def _share(figures: dict[str, Any]) -> str:
     return f"{100 * figures['same_top']:.2f}"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table, its first column to the left."""
     ruler = ["---"] + ["---:"] * (len(columns) - 1)
     return ["| " + " | ".join(line) + " |" for line in (columns, ruler, *rows)]
 

@@ -60,3 +60,5 @@ class BlockOptions:
 
 
 NO_BLOCK_OPTIONS = BlockOptions()
+DEFAULT_ACTIVATIONS = 1 << 30
+"""Bytes of activations that wait in memory during calibration, if the user does not limit memory."""

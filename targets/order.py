@@ -105,6 +105,8 @@ class Emitted:
         notes: What is not as the user might expect, a sentence each.
         origins: Node of the graph by its name in the artifact, for ``engine_errors``.
         layout: What else the format's own ``engine_errors`` must know.
+        outputs: What the quantized graph gives for the inputs of ``engine_errors``, by name; the driver fills
+            it in.
     """
 
     artifact: str
@@ -115,3 +117,4 @@ class Emitted:
     notes: tuple[str, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
     layout: Any = None
+    outputs: Mapping[str, Any] = field(default_factory=dict)

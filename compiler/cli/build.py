@@ -96,8 +96,8 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
 @click.option("--evaluate/--no-evaluate", default=True, help="Run the model file's evaluate().")
-@click.option("--max-host-ram", type=Size(), default="1GiB", show_default=True,
-              help="Activations in memory; the rest waits on disk.")  # fmt: skip
+@click.option("--max-host-ram", type=Size(), help="Memory: all that a language model's build takes, "
+              "of others activations; these wait on disk. Default: 1GiB of activations.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan; calibrate and write nothing.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR",
               help="Write the graph after each pass.")  # fmt: skip

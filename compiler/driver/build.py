@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from qcompile.compiler.driver import describe, language, parity, quality, write
+from qcompile.compiler.driver import language, memory, quality, verification, write
 from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target
+from qcompile.compiler.driver.work_folder import held
 from qcompile.compiler.frontend.calibration import load_samples
 from qcompile.compiler.frontend.calibration_tables import RANDOM
 from qcompile.compiler.frontend.load import Source
@@ -33,12 +33,8 @@ from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
-from qcompile.runtime.session import Session
-from qcompile.runtime.vectors import save_arrays
-from qcompile.targets.order import Emitted, Order, Recipe
-
-VECTORS = 16
-"""Samples in ``vectors/``."""
+from qcompile.targets.options import DEFAULT_ACTIVATIONS
+from qcompile.targets.order import Order, Recipe
 
 
 @dataclass
@@ -109,11 +105,14 @@ def build(
     target.emitter.check(source.graph, target.device)
     language.check(source, target, options)
     work.notes = language.check_room(source, target, options, folder)
-    with _one_thread_per_op(), _work_folder(work, folder), write.staged(folder) as stage:
+    with _one_thread_per_op(), write.staged(folder) as stage, _work_folder(work, folder):
         with work.stage("calibration data"):
             work.samples, work.read = calibration_samples(source, target, options)
         for text in work.notes:
             work.progress.note(text)
+        if source.checkpoint is not None:
+            with work.stage("weights"):
+                language.examine_weights(source)
         with work.stage("passes"):
             run_passes(work)
         with work.stage("emit"):
@@ -121,7 +120,7 @@ def build(
             emitted = target.emitter.emit(work.quantized, stage, _order(work))
             write.write_runtime(stage / "run.pyz")
         with work.stage("verify"):
-            manifest = verify(work, stage, emitted)
+            manifest = verification.verify(work, stage, emitted)
         with work.stage("evaluate"):
             manifest = quality.evaluate(work, stage, manifest)
         write.seal(stage, manifest)
@@ -145,14 +144,15 @@ def _work_folder(work: Build, folder: Path) -> Iterator[None]:
         yield
         return
     work.folder = language.work_folder(work.source, work.target, work.options, folder)
-    try:
-        yield
-    except OutputError:  # the disk is full: what is done will be of use
-        raise
-    except QCompileError:
+    with held(work.folder, folder):
+        try:
+            yield
+        except OutputError:  # the disk is full: what is done will be of use
+            raise
+        except QCompileError:
+            shutil.rmtree(work.folder, ignore_errors=True)
+            raise
         shutil.rmtree(work.folder, ignore_errors=True)
-        raise
-    shutil.rmtree(work.folder, ignore_errors=True)
 
 
 def check_names(source: Source, keep_float: frozenset[str]) -> None:
@@ -205,7 +205,7 @@ def run_passes(work: Build) -> None:
         log=work.log,
         rounding=work.options.rounding,
         keep_float=work.options.keep_float,
-        max_bytes=work.options.max_host_ram,
+        max_bytes=_activation_bytes(work),
         on_progress=work.progress.share,
         checkpoint=work.source.checkpoint,
         blocks=language.block_options(work.options),
@@ -216,38 +216,14 @@ def run_passes(work: Build) -> None:
     work.records += base.run(work.quantized, work.target.emitter.passes(recipe), own)
 
 
-def verify(work: Build, stage: Path, emitted: Emitted) -> Manifest:
-    """Measure the three errors, write the vectors, and return the manifest."""
+def _activation_bytes(work: Build) -> int:
+    """Return how many bytes of activations may wait in memory."""
+    limit = work.options.max_host_ram
+    if work.source.checkpoint is None:
+        return DEFAULT_ACTIVATIONS if limit is None else limit
     assert work.graph is not None
-    assert work.quantized is not None
-    emitter = work.target.emitter
-    arrays = emitter.to_engine(work.graph, _vector_inputs(work))
-    inputs = emitter.from_engine(work.graph, arrays)
-    reference = parity.reference_outputs(work.source.module, work.graph, inputs)
-    exported, quantized = work.graph.run(inputs), work.quantized.run(inputs)
-    rows = emitter.engine_errors(work.quantized, stage, emitted, arrays)
-    (stage / "vectors").mkdir()
-    save_arrays(stage / "vectors" / "inputs.npz", arrays)
-    manifest = describe.manifest(work, emitted, stage, {})
-    write.seal(stage, manifest)
-    session = Session(stage, check_files=False, engine=emitter.engine_class())
-    engine = parity.engine_outputs(session, arrays, work.graph.outputs)
-    names = [o.name for o in emitter.outputs(work.graph)]
-    found = dict(zip(names, (engine[n].numpy() for n in work.graph.outputs), strict=True))
-    save_arrays(stage / "vectors" / "outputs.npz", found)
-    limit = _vector_limit(exported, quantized)
-    emitter.companions(work.quantized, stage, work.target.order(work.source.name), limit)
-    errors = {
-        "by": dict(emitter.proof(work.target.device)),
-        "samples": len(next(iter(inputs.values()))),
-        "export": parity.compare(reference, exported),
-        "quantization": parity.compare(exported, quantized),
-        "engine": rows,
-        "engine_outputs": parity.compare(quantized, engine),
-        "total": parity.compare(reference, engine),
-        "vectors_min_sqnr_db": limit,
-    }
-    return describe.manifest(work, emitted, stage, errors)
+    feedback = work.options.rounding != "nearest"
+    return memory.activation_bytes(work.graph, work.samples, limit, feedback=feedback)
 
 
 def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest) -> Bundle:
@@ -261,21 +237,6 @@ def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest) -> Bund
         f"{'; '.join(bundle.failures)}; the bundle is kept as {rejected}",
         Bundle(rejected, manifest, work.seconds),
     )
-
-
-def _vector_inputs(work: Build) -> dict[str, Tensor]:
-    """Return the last calibration samples, or the example inputs without calibration."""
-    if work.samples is None or work.source.checkpoint is not None:
-        return dict(work.source.graph.inputs)
-    batch = work.samples.batches[len(work.samples) - 1]
-    fixed = any(0 not in work.source.graph.dynamic.get(n, {}) for n in batch)
-    return {name: value if fixed else value[-VECTORS:] for name, value in batch.items()}
-
-
-def _vector_limit(exported: parity.Outputs, quantized: parity.Outputs) -> float:
-    """Return what another machine must reach: no more noise than quantization itself adds."""
-    worst = parity.worst_db(parity.compare(exported, quantized))
-    return 60.0 if worst is None else round(min(60.0, max(worst - 3.0, 3.0)), 1)
 
 
 @contextmanager

@@ -25,13 +25,28 @@ if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
 
 
-def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, Any]) -> Manifest:
-    """Return the manifest of what lies in ``stage``."""
+def manifest(
+    work: Build,
+    emitted: Emitted,
+    stage: Path,
+    parity: Mapping[str, Any],
+    known: Mapping[str, FileInfo] | None = None,
+) -> Manifest:
+    """Return the manifest of what lies in ``stage``.
+
+    Args:
+        work: The build.
+        emitted: What the emitter wrote.
+        stage: The folder.
+        parity: The errors that were measured; empty before.
+        known: Files that were digested before; those of the artifact, which stays as it is, are not again.
+    """
     graph, quantized = work.graph, work.quantized
     assert graph is not None
     assert quantized is not None
     scheme, source = work.target.scheme, work.source
-    files = {n: f for n, f in write.file_table(stage).items() if n != FILE}
+    kept = {n: f for n, f in (known or {}).items() if _is_artifact(n, emitted.artifact)}
+    files = {n: f for n, f in write.file_table(stage, kept).items() if n != FILE}
     gates = parities.gates(parity, scheme.float_bits, work.options.min_sqnr) if parity else []
     seldom = seldom_reached(work.log.layers)
     licence = {"licence": source.licence} if source.licence else {}
@@ -64,7 +79,11 @@ def manifest(work: Build, emitted: Emitted, stage: Path, parity: Mapping[str, An
 
 def _artifact_bytes(files: Mapping[str, FileInfo], artifact: str) -> int:
     """Return the bytes of the artifact, a file or a folder."""
-    return sum(f.bytes for n, f in files.items() if n == artifact or n.startswith(f"{artifact}/"))
+    return sum(f.bytes for n, f in files.items() if _is_artifact(n, artifact))
+
+
+def _is_artifact(name: str, artifact: str) -> bool:
+    return name == artifact or name.startswith(f"{artifact}/")
 
 
 def _tools() -> dict[str, str]:

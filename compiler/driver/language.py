@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import qcompile
+from qcompile.compiler.driver.work_folder import prefix, refuse_held, remove, siblings
 from qcompile.compiler.frontend.calibration_tables import RANDOM
 from qcompile.compiler.frontend.huggingface.language_model import INPUT
 from qcompile.compiler.frontend.load import Source
@@ -20,6 +21,7 @@ from qcompile.compiler.frontend.words import read_words
 from qcompile.compiler.ir.blocks.format import FLOATS
 from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.errors import CalibrationError, OutputError, TargetError
+from qcompile.passes.calibration.parallel import each
 from qcompile.passes.calibration.samples import Samples
 from qcompile.targets.options import NO_BLOCK_OPTIONS, BlockOptions
 from qcompile.targets.plans import FilePlan
@@ -102,6 +104,15 @@ def _check_texts(options: BuildOptions) -> None:
         )
 
 
+def examine_weights(source: Source) -> None:
+    """Read a language model's weights once, side by side: digests for the manifest, and NaN refused.
+
+    Raises:
+        ModelError: Names the first tensor that holds NaN or infinity.
+    """
+    each(source.graph.weights.sha256, source.graph.weights)
+
+
 def read_samples(source: Source, options: BuildOptions) -> tuple[Samples | None, str]:
     """Return the calibration texts in batches, and a sentence that says what was used.
 
@@ -131,18 +142,18 @@ def work_folder(source: Source, target: Target, options: BuildOptions, folder: P
     With ``resume`` the same model, texts and options find what a killed build left.
 
     Raises:
-        OutputError: There is nothing to go on with.
+        OutputError: There is nothing to go on with, or another process builds the same bundle.
     """
-    prefix = f".{folder.name}.work-"
-    work = folder.parent / f"{prefix}{_key(source, target, options)}"
-    left = sorted(p for p in folder.parent.glob(f"{prefix}*") if p.is_dir())
+    work = folder.parent / f"{prefix(folder)}{_key(source, target, options)}"
+    left = siblings(folder)
+    refuse_held(folder)
     if options.resume and left and work not in left:
         raise OutputError(
             f"{left[0]} is of another model, calibration data or options: build without --resume"
         )
     for other in left:
         if other != work or not options.resume:
-            shutil.rmtree(other)
+            remove(other, folder)
     return work
 
 

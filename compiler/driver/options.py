@@ -40,7 +40,8 @@ class BuildOptions:
         min_sqnr: Gate: decibels of the artifact's outputs against PyTorch.
         max_drop: Gate: how much the first metric of ``evaluate`` may fall.
         evaluate: Whether to run the model file's ``evaluate`` before and after.
-        max_host_ram: Bytes of activations in memory during calibration; the rest waits on disk.
+        max_host_ram: Bytes of memory: of a language model's build all that it takes, of others activations
+            during calibration; activations beyond wait on disk. ``None`` for 1 GiB of activations.
         blocks: How a language model's weights are stored: gguf.
         budget: What the artifact may take, and how far it may be from the original: gguf.
         plan_file: A plan to build, instead of the precision's own formats: gguf.
@@ -65,7 +66,7 @@ class BuildOptions:
     min_sqnr: float | None = None
     max_drop: float | None = None
     evaluate: bool = True
-    max_host_ram: int = 1 << 30
+    max_host_ram: int | None = None
     blocks: BlockOptions = NO_BLOCK_OPTIONS
     budget: Budget = NO_BUDGET
     plan_file: Path | None = None

@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -125,18 +125,26 @@ def publish(stage: Path, folder: Path) -> None:
 
 def seal(folder: Path, manifest: Manifest) -> None:
     """Write the manifest and flush everything to disk."""
-    (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+    write_manifest(folder, manifest)
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
 
 
-def file_table(folder: Path) -> dict[str, FileInfo]:
-    """Return size and digest of every file, by its path in the folder."""
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest."""
+    (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def file_table(folder: Path, known: Mapping[str, FileInfo] | None = None) -> dict[str, FileInfo]:
+    """Return size and digest of every file, by its path in the folder; those known are not read."""
+    known = known or {}
     files = sorted(f for f in folder.rglob("*") if f.is_file())
+    names = {f.relative_to(folder).as_posix(): f for f in files}
     return {
-        f.relative_to(folder).as_posix(): FileInfo(f.stat().st_size, file_sha256(f)) for f in files
+        n: known[n] if n in known else FileInfo(f.stat().st_size, file_sha256(f))
+        for n, f in names.items()
     }
 
 

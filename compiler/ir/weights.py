@@ -19,10 +19,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, fx, nn
 
-from qcompile.compiler.ir.errors import ModelError
+from qcompile.compiler.ir.tensor_file import TensorPlace, find_tensor
 
 _ROWS = 4096
 """Of a matrix that are compared at once."""
+_FEW = 256
+"""Rows that are multiplied at once."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,23 @@ class StoredTensor:
         Raises:
             ModelError: It holds NaN or infinity, and is to be finite.
         """
-        with safe_open(self.file, framework="pt") as reader:
-            tensor: Tensor = self._part(reader)
-        if self.finite and (bad := int((~tensor.isfinite()).sum())):
-            raise ModelError(
-                f"{self.key} in {self.file} holds {bad:,} of {tensor.numel():,} values that are NaN or "
-                "infinite: no such model works; download it again, or save it without them"
-            )
-        if self.transposed:
-            tensor = tensor.t().contiguous()
-        dtype = self.dtype or tensor.dtype
-        return tensor.to(self.rounded_to or dtype).to(dtype)
+        place = self.place()
+        if place is None:
+            with safe_open(self.file, framework="pt") as reader:
+                tensor: Tensor = self._part(reader)
+            dtype = self.dtype or tensor.dtype
+            tensor = tensor.to(self.rounded_to or dtype).to(dtype)
+        else:
+            dtype = self.dtype or place.dtype
+            tensor = place.read(dtype, self.rounded_to or dtype, finite=self.finite)
+        return tensor.t().contiguous() if self.transposed else tensor
+
+    def place(self) -> TensorPlace | None:
+        """Return where it lies; ``None`` if elements of its kind are not read here."""
+        found = find_tensor(self.file, self.key)
+        if found is None or self.entry is None:
+            return found
+        return found.part(self.entry, self.rows or (0, found.shape[1]))
 
     def shape(self) -> tuple[int, ...]:
         """Return its shape without reading it."""
@@ -136,7 +144,12 @@ Stored: TypeAlias = StoredTensor | StoredBytes | ScaledTensor
 def _scaled(tensor: Tensor, factors: Tensor, axis: int, shift: float) -> Tensor:
     """Return ``(tensor + shift) * factors - shift``, computed in float64, rounded once."""
     along = factors.double().reshape(-1, *[1] * (tensor.dim() - 1 - axis))
-    return ((tensor.double() + shift) * along - shift).to(tensor.dtype)
+    found = torch.empty_like(tensor)
+    for at in range(0, len(tensor), _FEW):  # float64 of all of a large matrix would not fit
+        part = slice(at, at + _FEW)
+        here = along[part] if axis == 0 else along
+        found[part] = ((tensor[part].double() + shift) * here - shift).to(tensor.dtype)
+    return found
 
 
 def same_numbers(first: StoredTensor, second: StoredTensor) -> bool:
@@ -160,10 +173,15 @@ def _stored_digest(stored: Stored) -> str:
     """Return the SHA-256 of the bytes as they are stored, and of what is made of them."""
     if not isinstance(stored, StoredTensor):
         return _digest(stored.load())
-    raw = replace(stored, dtype=None, rounded_to=None).load()
-    if stored.dtype in (None, raw.dtype) and stored.rounded_to is None:
-        return _digest(raw)
-    made = f"{_digest(raw)} {stored.dtype} {stored.rounded_to}"
+    place = stored.place()
+    if place is None or stored.transposed:
+        raw = _digest(replace(stored, dtype=None, rounded_to=None).load())
+    else:
+        raw = place.sha256(finite=stored.finite)
+    own = None if place is None else place.dtype
+    if stored.dtype in (None, own) and stored.rounded_to is None:
+        return raw
+    made = f"{raw} {stored.dtype} {stored.rounded_to}"
     return hashlib.sha256(made.encode()).hexdigest()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import EXPERT_LINEAR, aten
 from qcompile.passes.calibration.parallel import total
-from qcompile.passes.calibration.walk import Values, Walk
+from qcompile.passes.calibration.walk import Values, Walk, needed_for
 
 _INPUT_AND_WEIGHT = {aten.linear.default: (0, 1), aten.addmm.default: (1, 2)}
 """Places of both among the arguments of what multiplies by a matrix."""
@@ -47,7 +47,7 @@ class InputSquares:
         self.found: dict[str, Squares] = {}
         self._watched = _readers(graph, names)
         read = [source for place, _ in self._watched.values() for source in place if source]
-        self._needed = _before(read)
+        self._needed = needed_for(read)
         self.watched = frozenset(n for _, names in self._watched.values() for n in names)
         self._known: tuple[_Place, list[Squares]] | None = None
 
@@ -115,15 +115,3 @@ def _read(node: fx.Node) -> tuple[_Place, Sequence[Any]]:
         return (node, None), ()
     source, weight = (node.args[place] for place in _INPUT_AND_WEIGHT[node.target])
     return (source, None), (weight,)  # type: ignore[return-value]
-
-
-def _before(nodes: Collection[fx.Node]) -> set[fx.Node]:
-    """Return nodes and all that they are computed from."""
-    found: set[fx.Node] = set()
-    left = list(nodes)
-    while left:
-        node = left.pop()
-        if node not in found:
-            found.add(node)
-            left += node.all_input_nodes
-    return found

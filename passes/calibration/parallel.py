@@ -37,9 +37,17 @@ def total(function: Callable[[Item], tuple[Tensor, ...]], items: Sequence[Item])
     sums: list[Tensor] = []
     width = worker_count()
     for start in range(0, len(items), width):
-        for parts in each(function, items[start : start + width]):
-            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
+        found = each(function, items[start : start + width])
+        while found:
+            parts = found.pop(0)
+            sums = [_added(a, b) for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
+            del parts  # sums may be large: none is held longer than it is needed
     return sums
+
+
+def _added(total: Tensor, part: Tensor) -> Tensor:
+    """Return a sum, in the place of its first term if that is all its own."""
+    return total.add_(part) if total.is_contiguous() and total.shape == part.shape else total + part
 
 
 @cache

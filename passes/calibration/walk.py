@@ -9,7 +9,7 @@ whatever the architecture; what exceeds ``max_bytes`` waits on disk.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -254,6 +254,13 @@ class Walk:
                         version.free()
 
 
-def is_last(node: fx.Node) -> bool:
-    """Return whether nothing reads a node but the output."""
-    return all(user.op == "output" for user in node.users)
+def needed_for(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return nodes and all that they are computed from."""
+    found: set[fx.Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found

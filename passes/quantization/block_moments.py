@@ -110,11 +110,16 @@ def _inverse(hessian: Tensor, damping: float) -> Tensor:
     """Return the inverse of H plus damping, which grows until a Cholesky factor exists."""
     mean = hessian.diagonal().double().mean().clamp(min=1e-12)
     while True:
-        damped = hessian.double()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(_damped(hessian, damping * mean))
         if not failed:
             inverse: Tensor = torch.cholesky_inverse(lower).float()
+            del lower  # each of these is as large as H, or twice
             if not torch.linalg.cholesky_ex(inverse)[1]:
                 return inverse
         damping *= 10
+
+
+def _damped(hessian: Tensor, by: Tensor) -> Tensor:
+    damped = hessian.double()
+    damped.diagonal().add_(by)
+    return damped

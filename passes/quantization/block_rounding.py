@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -22,6 +22,8 @@ from qcompile.passes.quantization.records import LayerRecord
 TABLE_DAMPING = 1.0
 ROWS = 256
 """Rows that are encoded at once; the next on another core."""
+JUDGED_ROWS = 1024
+"""Rows whose error is measured at once."""
 EXACT_BITS = 16
 """Formats with so many bits or more are no quantization: they are rounded to nearest."""
 
@@ -92,8 +94,8 @@ def best_rounding(
         upper = fit.upper()
         found.append(Blocks(format, feed_back(weight, upper, format), "gptq"))
         if bool(fit.drift.any()):
-            moved = weight + weight @ fit.move
-            found.append(Blocks(format, feed_back(moved, upper, format), "gptaq"))
+            data = feed_back(weight, upper, format, fit.move)
+            found.append(Blocks(format, data, "gptaq"))
     return _best(found, weight, judge, record)
 
 
@@ -135,17 +137,23 @@ def _bits(format: BlockFormat) -> float:
 
 
 def _best(found: Sequence[Blocks], weight: Tensor, judge: Moments, record: LayerRecord) -> Blocks:
-    errors = [judge.error(weight, blocks.decoded) for blocks in found]
+    errors = [_sum(weight, blocks, judge.error) for blocks in found]
     best = min(range(len(found)), key=errors.__getitem__)
     base = errors[0] or 1e-30
     record.rounding = found[best].method
     record.tried = {
         b.method: round(e / base, 4) for b, e in zip(found[1:], errors[1:], strict=True)
     }
-    power = judge.power(weight)
-    record.weight_sqnr_db = _db(power, judge.own_error(weight, found[best].decoded))
+    power = sum(each(judge.power, weight.split(JUDGED_ROWS)))
+    record.weight_sqnr_db = _db(power, _sum(weight, found[best], judge.own_error))
     record.output_sqnr_db = _db(power, errors[best])
     return found[best]
+
+
+def _sum(weight: Tensor, blocks: Blocks, error: Callable[[Tensor, Tensor], float]) -> float:
+    """Return the sum of rows' errors; some rows are decoded at a time."""
+    pairs = zip(weight.split(JUDGED_ROWS), blocks.data.split(JUDGED_ROWS), strict=True)
+    return sum(each(lambda pair: error(pair[0], blocks.format.decode(pair[1])), pairs))
 
 
 def _db(power: float, error: float) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from qcompile.passes.quantization.records import LayerRecord
 class BlockStore:
     """A folder with two files a weight: its bytes, and then what was done.
 
+    A weight is flushed to disk beside the work on the next ones; until then it counts as done in this
+    process alone.
+
     Args:
         folder: Is made.
     """
@@ -22,17 +26,29 @@ class BlockStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._flushing = ThreadPoolExecutor(1)
+        self._waiting: dict[str, tuple[StoredBytes, LayerRecord, Future[None]]] = {}
 
     def put(self, name: str, blocks: Blocks, record: LayerRecord) -> StoredBytes:
         """Keep a weight's blocks."""
-        data = self.folder / f"{name}.blocks"
-        self._write(data, blocks.data.numpy().tobytes())
-        done = {"rows": len(blocks.data), "record": asdict(record)}
-        self._write(self.folder / f"{name}.json", json.dumps(done).encode())
-        return StoredBytes(data, len(blocks.data))
+        file, rows = self.folder / f"{name}.blocks", len(blocks.data)
+        part = file.with_name(f"{file.name}.part")
+        with part.open("wb") as stream:
+            stream.write(blocks.data.contiguous().numpy().data)
+        part.rename(file)
+        done = json.dumps({"rows": rows, "record": asdict(record)}).encode()
+        stored = StoredBytes(file, rows)
+        self._waiting[name] = stored, record, self._flushing.submit(self._flush, name, done)
+        return stored
 
     def get(self, name: str) -> tuple[StoredBytes, LayerRecord] | None:
         """Return what is kept of a weight; ``None`` if it is not done."""
+        if name in self._waiting:
+            stored, record, flushed = self._waiting[name]
+            if flushed.done():
+                flushed.result()
+                del self._waiting[name]
+            return stored, record
         file = self.folder / f"{name}.json"
         if not file.exists():
             return None
@@ -40,11 +56,20 @@ class BlockStore:
         data = StoredBytes(self.folder / f"{name}.blocks", done["rows"])
         return data, LayerRecord(**done["record"])
 
-    def _write(self, file: Path, data: bytes) -> None:
-        """Write a file that is there whole or not at all."""
+    def flush(self) -> None:
+        """Wait until all is on disk."""
+        for _, _, flushed in self._waiting.values():
+            flushed.result()
+        self._waiting.clear()
+
+    def _flush(self, name: str, done: bytes) -> None:
+        """Flush a weight's bytes, and then say that they are done: in a file that is whole or not there."""
+        with (self.folder / f"{name}.blocks").open("rb") as stream:
+            os.fsync(stream.fileno())
+        file = self.folder / f"{name}.json"
         part = file.with_name(f"{file.name}.part")
         with part.open("wb") as stream:
-            stream.write(data)
+            stream.write(done)
             stream.flush()
             os.fsync(stream.fileno())
         part.rename(file)

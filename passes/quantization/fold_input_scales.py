@@ -21,12 +21,19 @@ from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.samples import Samples
-from qcompile.passes.calibration.walk import Values, Walk, is_last
+from qcompile.passes.calibration.walk import Values, Walk, needed_for
 from qcompile.passes.quantization.block_moments import Moments, fitted, judges, moments
 from qcompile.passes.quantization.channel_flow import Reader
 from qcompile.passes.quantization.input_groups import Group, find_groups
-from qcompile.passes.quantization.input_scales import Choice, JudgedRows, choose, judged_rows
+from qcompile.passes.quantization.input_scales import (
+    Choice,
+    JudgedRows,
+    choose,
+    judged_rows,
+    some_rows,
+)
 from qcompile.passes.quantization.records import FoldingRecord, QuantizationLog
+from qcompile.passes.quantization.step_store import StepStore
 
 _Both = tuple[Moments, Moments]
 
@@ -41,6 +48,7 @@ class FoldInputScales(Pass):
         samples: Token ids.
         max_bytes: Activations in memory.
         on_progress: Told the share that is done.
+        store: Keeps what was chosen, for a build that goes on.
     """
 
     name = "fold-input-scales"
@@ -49,21 +57,35 @@ class FoldInputScales(Pass):
     samples: Samples = field(repr=False)
     max_bytes: int = 1 << 30
     on_progress: Callable[[float], None] = field(default=lambda share: None, repr=False)
+    store: StepStore | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> int:
         groups = find_groups(graph, self.formats)
         if not groups:
             return 0
-        chooser = _Chooser(graph, self.formats, groups)
-        Walk(graph, self.samples, self.max_bytes, self.on_progress).run(chooser)
+        chosen = self._chosen(graph, groups)
         folded = 0
         for group in groups:
-            choice = chooser.chosen[group.name]
+            choice = chosen[group.name]
             self.log.foldings.append(_record(group, choice))
             if bool((choice.factors != 1).any()):
                 group.apply(graph, choice.factors)
                 folded += 1
         return folded
+
+    def _chosen(self, graph: Graph, groups: list[Group]) -> Mapping[str, Choice]:
+        """Return the choice of each group, by its name."""
+        kept = None if self.store is None else self.store.get(self.name)
+        if kept is not None:
+            factors, facts = kept
+            return {n: Choice(f["method"], factors[n], f["tried"]) for n, f in facts.items()}
+        chooser = _Chooser(graph, self.formats, groups)
+        Walk(graph, self.samples, self.max_bytes, self.on_progress).run(chooser)
+        if self.store is not None:
+            found = chooser.chosen
+            facts = {n: {"method": c.method, "tried": dict(c.tried)} for n, c in found.items()}
+            self.store.put(self.name, {n: c.factors for n, c in found.items()}, facts)
+        return chooser.chosen
 
 
 class _Chooser:
@@ -74,13 +96,14 @@ class _Chooser:
     ) -> None:
         self.graph, self.formats = graph, formats
         self.groups = {reader.node: group for group in groups for reader in group.readers}
+        self.needed = needed_for(r.source for group in groups for r in group.readers)
         self.seen: dict[fx.Node, _Both] = {}
         self.chosen: dict[str, Choice] = {}
 
     def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
         """Look at a layer's inputs; leave the layer to the walk."""
         if (group := self.groups.get(node)) is None:
-            return (node, Values((), ())) if is_last(node) else None
+            return None if node in self.needed else (node, Values((), ()))
         source = next(reader.source for reader in group.readers if reader.node is node)
         if source not in self.seen:
             values, count = walk.values[source], len(walk.samples)
@@ -93,7 +116,7 @@ class _Chooser:
             self.chosen[group.name] = choose(judged, self._columns(group), group.free)
             for reader in group.readers:
                 self.seen.pop(reader.source, None)
-        return None
+        return None if node in self.needed else (node, Values((), ()))
 
     def _judged(self, group: Group) -> Iterator[JudgedRows]:
         """Yield rows that judge, those of one source and one format together."""
@@ -102,8 +125,8 @@ class _Chooser:
             if reader.weight in self.formats:
                 alike.setdefault((reader.source, self.formats[reader.weight]), []).append(reader)
         for (source, format), readers in alike.items():
-            weights = [self._weight(reader) for reader in readers]
-            yield judged_rows(weights, format, readers[0].channels, self.seen[source])
+            rows = [some_rows(self._weight(reader), len(readers)) for reader in readers]
+            yield judged_rows(rows, format, readers[0].channels, self.seen[source])
 
     def _columns(self, group: Group) -> Tensor:
         """Return the mean square of the weights on each channel."""

@@ -25,6 +25,8 @@ from qcompile.compiler.ir.errors import CalibrationError, MissingPackageError, T
 from qcompile.passes.calibration.parallel import each
 
 PACKAGE, EXTRA = "llama-cpp-python", "gguf"
+SAFE = 1000.0
+"""Scales are a few times the largest value at most: below this, float16 (65,504) holds all of them."""
 PART = 1 << 18
 """Elements that one thread encodes at once."""
 LARGEST_ERROR = 1e36
@@ -52,7 +54,8 @@ def ggml_encode(weight: Tensor, format: BlockFormat, importance: Tensor | None) 
         return format.encode(weight)
     largest = _check_values(weight, format, importance)
     data = library().encode(weight, format, importance)
-    format.check_storable(largest, format.unpack(data))
+    if largest > SAFE:
+        format.check_storable(largest, format.unpack(data))
     return data
 
 
@@ -124,7 +127,10 @@ def _check_values(weight: Tensor, format: BlockFormat, importance: Tensor | None
         raise ValueError(f"{format.name} encodes rows [rows, columns], not {list(weight.shape)}")
     format.check_width(weight.shape[1])
     check_finite(weight, "values")
-    largest = weight.abs().max() if weight.numel() else torch.zeros(())
+    largest = torch.zeros(())
+    if weight.numel():
+        low, high = torch.aminmax(weight)
+        largest = torch.maximum(-low, high)
     format.check_storable(largest)
     if importance is None:
         return largest

@@ -114,13 +114,18 @@ def judged_rows(
         moments: Of the inputs: those that roundings are fitted to, and held-out ones.
     """
     fit, judge = moments
-    most = max(1, ROWS // len(weights))
-    parts = [weight[:: -(-len(weight) // most)].float() for weight in weights]
+    parts = [some_rows(weight, len(weights)) for weight in weights]
     powers = [max(1e-30, judge.power(part)) for part in parts]
     shares = [
         torch.full((len(p),), 1 / power).double() for p, power in zip(parts, powers, strict=True)
     ]
     return JudgedRows(torch.cat(parts), torch.cat(shares), format, channels, fit, judge)
+
+
+def some_rows(weight: Tensor, layers: int) -> Tensor:
+    """Return the rows of a weight that judge, one of so many layers'; of those, all."""
+    most = max(1, ROWS // layers)
+    return weight[:: -(-len(weight) // most)].float().clone()
 
 
 def choose(judged: Sequence[JudgedRows], columns: Tensor, free: Tensor) -> Choice:

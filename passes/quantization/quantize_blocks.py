@@ -28,13 +28,15 @@ from qcompile.compiler.ir.weights import StoredBytes, stand_in
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.routing import Routed, expert_outputs
 from qcompile.passes.calibration.samples import Samples
-from qcompile.passes.calibration.walk import Values, Walk, is_last
+from qcompile.passes.calibration.walk import Values, Walk, needed_for
 from qcompile.passes.quantization.block_experts import expert_moments, round_expert
 from qcompile.passes.quantization.block_layers import Reader, reader, readers, readers_of
 from qcompile.passes.quantization.block_moments import Moments, fitted, judges, moments
 from qcompile.passes.quantization.block_rounding import Blocks, best_rounding, encode, round_table
 from qcompile.passes.quantization.block_store import BlockStore
 from qcompile.passes.quantization.records import LayerRecord, QuantizationLog
+from qcompile.passes.quantization.step_store import StepStore
+from qcompile.passes.quantization.table_moments import keep_moments, kept_moments
 
 Told = Callable[[float], None]
 
@@ -54,6 +56,7 @@ class QuantizeBlocks(Pass):
         on_progress: Told the share that is done.
         feedback: Whether the errors of columns are made good by later ones; else each value is rounded by
             itself, weighted by what the samples say of its input.
+        steps: Keeps what the walk for tables found, for a build that goes on.
     """
 
     name = "quantize-blocks"
@@ -66,8 +69,17 @@ class QuantizeBlocks(Pass):
     max_bytes: int = 1 << 30
     on_progress: Told = field(default=lambda share: None, repr=False)
     feedback: bool = True
+    steps: StepStore | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> int:
+        try:
+            self._round_all(graph)
+        finally:
+            self.store.flush()
+        graph.erase_unused()
+        return len(self.formats)
+
+    def _round_all(self, graph: Graph) -> None:
         tables = self._tied_tables(graph)
         if self.samples is None:
             self._alone(graph)
@@ -75,9 +87,7 @@ class QuantizeBlocks(Pass):
             share = 0.25 if tables else 0.0
             seen = self._outputs_of(graph, tables, self.samples, share)
             walk = Walk(graph, self.samples, self.max_bytes, self._told(share, 1.0))
-            walk.run(_Rounder(self, seen))
-        graph.erase_unused()
-        return len(self.formats)
+            walk.run(_Rounder(self, graph, seen))
 
     def ensures(self, graph: Graph) -> None:
         left = [name for name in self.formats if name in graph.weights]
@@ -99,11 +109,18 @@ class QuantizeBlocks(Pass):
     def _outputs_of(
         self, graph: Graph, tables: Mapping[str, fx.Node], samples: Samples, share: float
     ) -> dict[str, tuple[Moments, Moments]]:
-        """Return moments of what output layers read in the float graph, by their table."""
+        """Return moments of what output layers read in the float graph, by their table.
+
+        Tables that are done need none.
+        """
+        tables = {name: node for name, node in tables.items() if self.store.get(name) is None}
         if not tables:
             return {}
+        if (kept := kept_moments(self.steps)) is not None:
+            return kept
         watch = _Watch({node: name for name, node in tables.items()})
         Walk(graph, samples, self.max_bytes, self._told(0.0, share)).run(watch)
+        keep_moments(self.steps, watch.seen)
         return watch.seen
 
     def _alone(self, graph: Graph) -> None:
@@ -146,6 +163,7 @@ class _Watch:
 
     def __init__(self, layers: Mapping[fx.Node, str]) -> None:
         self.layers = layers
+        self.needed = needed_for(node.all_input_nodes[0] for node in layers)
         self.seen: dict[str, tuple[Moments, Moments]] = {}
 
     def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
@@ -153,14 +171,18 @@ class _Watch:
         layer = reader(node)
         if layer is not None and node in self.layers:
             self.seen[self.layers[node]] = _both(walk, layer)
-        return (node, Values((), ())) if is_last(node) else None
+        return None if node in self.needed else (node, Values((), ()))
 
 
 class _Rounder:
     """Takes over linear layers and look-ups whose weights are stored in blocks."""
 
-    def __init__(self, task: QuantizeBlocks, tables: Mapping[str, tuple[Moments, Moments]]) -> None:
+    def __init__(
+        self, task: QuantizeBlocks, graph: Graph, tables: Mapping[str, tuple[Moments, Moments]]
+    ) -> None:
         self.task, self.tables = task, tables
+        layers = [layer for node in graph.nodes if (layer := reader(node)) is not None]
+        self.needed = needed_for(o.source for o in layers if o.name in task.formats)
         self.names: dict[fx.Node, str] = {}
         self.done: set[str] = set()
         self.source: fx.Node | None = None
@@ -170,10 +192,10 @@ class _Rounder:
         """Round a layer's weights and compute both versions of its output."""
         layers = readers_of(node)
         names = [self._stored(walk, layer) for layer in layers]
+        if node not in self.needed:
+            return node, Values((), ())
         if not any(names):
             return None
-        if is_last(node):
-            return node, Values((), ())
         if layers[0].expert is not None:
             return node, self._expert_outputs(walk, node, names)
         return node, self._outputs(walk, layers[0], names[0])

@@ -33,14 +33,17 @@ from qcompile.targets.gguf.tensors import GgufTensor, never_quantized
 from qcompile.targets.gguf.tokenizer.differences import tokenizer_differences
 from qcompile.targets.gguf.twin import read_twin, write_twin
 
-LARGEST = 4 << 30
+LARGEST = 1 << 30
+"""Bytes: llama.cpp holds a float32 form in memory."""
 FLOAT_LIMIT_DB = 60.0
 ARTIFACT_LIMIT_DB = 20.0
 """Activations in 8 bits leave 35 to 45 dB of logits; a wrong scale or order leaves less than 10."""
 PROOF = {
     "engine": "llama.cpp",
-    "tensors": "decoded by llama.cpp, each number equal to the quantized graph's",
-    "logits": "of what llama.cpp decoded, in float32; and of the file itself (experts: the median position)",
+    "tensors": "each number that llama.cpp decodes equal to the quantized graph's; of models beyond 1 GiB "
+    "in float32, each byte",
+    "logits": "of the file itself (experts: the median position), and up to that size of what llama.cpp "
+    "decoded, in float32",
     "tokenizer": "ids of the same texts from the source's tokenizer and from llama.cpp",
 }
 Row = dict[str, Any]
@@ -52,6 +55,7 @@ def engine_errors(
     artifact: Path,
     options: Mapping[str, Any],
     inputs: Mapping[str, Any],
+    outputs: Mapping[str, Tensor],
 ) -> list[Row]:
     """Return a row a tensor, one a way of running, one for the tokenizer; see ``Emitter.engine_errors``.
 
@@ -61,9 +65,11 @@ def engine_errors(
         artifact: The file.
         options: Of the engine.
         inputs: Token ids by the graph's name.
+        outputs: What the graph gives for them, by its name; empty to let it run.
     """
-    expected = graph.run({name: torch.from_numpy(value) for name, value in inputs.items()})
-    logits, ids = next(iter(expected.values())), next(iter(inputs.values()))
+    if not outputs:
+        outputs = graph.run({name: torch.from_numpy(value) for name, value in inputs.items()})
+    logits, ids = next(iter(outputs.values())), next(iter(inputs.values()))
     rows = [_tokenizer(layout, artifact)]
     if 4 * sum(math.prod(t.shape) for t in layout.tensors) <= LARGEST:
         rows += _float_rows(layout, graph, artifact, ids, logits)
@@ -122,9 +128,10 @@ def _numbers(tensor: GgufTensor, graph: Graph) -> Tensor:
 
 def _exact(name: str, expected: Tensor, found: Tensor) -> Row:
     expected = expected.reshape(found.shape)
-    differing = expected != found
-    largest = float((expected.double() - found.double()).abs().max())
-    share = float(differing.double().mean())
+    share = largest = 0.0
+    if not torch.equal(expected, found):
+        share = float((expected != found).double().mean())
+        largest = float((expected.double() - found.double()).abs().max())
     return {
         "name": name, "values": expected.numel(), "differing": share, "largest": largest,
         "sqnr_db": None, "exact": True,

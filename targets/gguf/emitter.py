@@ -22,6 +22,7 @@ from qcompile.passes.graph.use_linear import UseLinear
 from qcompile.passes.quantization.block_store import BlockStore
 from qcompile.passes.quantization.fold_input_scales import FoldInputScales
 from qcompile.passes.quantization.quantize_blocks import QuantizeBlocks
+from qcompile.passes.quantization.step_store import StepStore
 from qcompile.targets.base import Emitter
 from qcompile.targets.device import Device
 from qcompile.targets.gguf import compare
@@ -134,7 +135,7 @@ class GgufEmitter(Emitter):
         found = {}
         if recipe.blocks.imatrix is not None:
             found = importances(layout, recipe.blocks.imatrix)
-        formats = layout.formats(recipe.keep_float)
+        formats, steps = layout.formats(recipe.keep_float), StepStore(recipe.work)
         rounding = QuantizeBlocks(
             formats,
             recipe.log,
@@ -145,11 +146,12 @@ class GgufEmitter(Emitter):
             max_bytes=recipe.max_bytes,
             on_progress=recipe.on_progress,
             feedback=recipe.rounding != "nearest",
+            steps=steps,
         )
         if recipe.samples is None or recipe.rounding == "nearest":
             return [rounding]
         folding = FoldInputScales(
-            formats, recipe.log, recipe.samples, recipe.max_bytes, recipe.on_progress
+            formats, recipe.log, recipe.samples, recipe.max_bytes, recipe.on_progress, steps
         )
         return [folding, rounding]
 
@@ -168,7 +170,7 @@ class GgufEmitter(Emitter):
     ) -> list[dict[str, Any]]:
         options = emitted.engine["options"]
         return compare.engine_errors(
-            emitted.layout, graph, folder / emitted.artifact, options, inputs
+            emitted.layout, graph, folder / emitted.artifact, options, inputs, emitted.outputs
         )
 
     def proof(self, device: Device) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def _read_around(module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
 
     def read(_: nn.Module, inputs: object) -> None:
         for name, tensor in stored.items():
-            value = tensor.load().to(torch.float32)
+            value = replace(tensor, dtype=torch.float32).load()
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
 
     def forget(_: nn.Module, inputs: object, output: object) -> None:

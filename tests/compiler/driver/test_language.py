@@ -22,8 +22,10 @@ from qcompile.compiler.driver import BuildOptions as Options
 from qcompile.compiler.driver import Bundle, build, dry_run, language
 from qcompile.compiler.driver.check import verify
 from qcompile.compiler.driver.progress import Progress
+from qcompile.compiler.driver.work_folder import held, is_held
 from qcompile.compiler.frontend.load import Source, load
 from qcompile.compiler.ir.errors import GateError, ModelError, OutputError, QCompileError
+from qcompile.passes.calibration.walk import Walk
 from qcompile.passes.quantization.block_store import BlockStore
 from qcompile.targets.gguf import emitter as gguf_emitter
 from qcompile.targets.options import BlockOptions
@@ -342,6 +344,79 @@ def test_what_another_build_left_is_removed(tiny_source: Source, tmp_path: Path)
     found = language.work_folder(tiny_source, target, options(), tmp_path / "tiny.qc")
     assert found.name.startswith(".tiny.qc.work-")
     assert not old.exists()
+
+
+def test_a_resumed_build_repeats_neither_foldings_nor_statistics(
+    bundle: Bundle,
+    tiny_source: Source,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Killed before the first weight is done, when all that was found is foldings and moments."""
+    put, walked = BlockStore.put, []
+
+    def killed(self: BlockStore, name: str, *rest: Any) -> Any:
+        raise KeyboardInterrupt
+
+    run = Walk.run
+
+    def counted(self: Walk, visitor: Any) -> None:
+        walked.append(type(visitor).__name__)
+        run(self, visitor)
+
+    monkeypatch.setattr(Walk, "run", counted)
+    monkeypatch.setattr(BlockStore, "put", killed)
+    folder, given = tmp_path / "tiny.qc", calibrated(text)
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_source, folder, given)
+    first = list(walked)
+    walked.clear()
+    monkeypatch.setattr(BlockStore, "put", put)
+    resumed = build(tiny_source, folder, replace(given, resume=True))
+    assert first == ["_Chooser", "_Watch", "_Rounder"]
+    assert walked == ["_Rounder"]
+    assert contents(resumed.path) == contents(bundle.path)
+    assert left(tmp_path) == ["tiny.qc"]
+
+
+@pytest.mark.parametrize("precision", ["q4_k_m", "q8_0"])
+def test_a_second_build_of_one_bundle_is_refused(
+    tiny_source: Source, tmp_path: Path, precision: str
+) -> None:
+    """Whether it is the same build, which has the same work folder, or another one."""
+    folder, given = tmp_path / "tiny.qc", options()
+    work = language.work_folder(tiny_source, given.resolve(), given, folder)
+    with held(work, folder):
+        (work / "done").touch()
+        for resume in (False, True):
+            with pytest.raises(OutputError, match="another process is building"):
+                build(tiny_source, folder, options(precision, resume=resume))
+        assert left(tmp_path) == [work.name]
+        assert left(work) == ["done"]
+    shutil.rmtree(work)
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    """The lock ends with its process, so what that left can be used or removed."""
+    work, folder = tmp_path / ".tiny.qc.work-1", tmp_path / "tiny.qc"
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from qcompile.compiler.driver.work_folder import held\n"
+        "with held(Path(sys.argv[1]), Path(sys.argv[2])):\n"
+        "    print('held', flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(work), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert is_held(work)
+        with pytest.raises(OutputError, match="another process is building"), held(work, folder):
+            pass
+        process.kill()
+    with held(work, folder):
+        assert is_held(work)
+    assert not is_held(work)
 
 
 @pytest.mark.slow
