@@ -18,7 +18,7 @@ from qcompile.runtime.errors import BundleError
 SCHEMA = 3
 FILE = "manifest.json"
 MAX_BYTES = 64 << 20
-_SINCE = {"interface": 2, "notes": 2, "foldings": 3}
+_SINCE = {"interface": 2, "notes": 2, "foldings": 3, "plan": 3}
 """The first schema that has a field."""
 DTYPES = frozenset(
     ["bool", "float16", "float32", "float64"]
@@ -84,6 +84,7 @@ class Manifest:
         notes: What is not as one might expect, a sentence each (schema 2).
         foldings: Factors that were moved into the columns of layers: what took them up, which layers,
             and the error with them by that without (schema 3).
+        plan: The format of each tensor under a budget, why, and what was predicted and measured (schema 3).
     """
 
     name: str
@@ -110,6 +111,7 @@ class Manifest:
     interface: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     foldings: tuple[Mapping[str, Any], ...] = ()
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the file's text: sorted keys, so equal manifests have equal bytes."""

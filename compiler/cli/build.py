@@ -92,6 +92,9 @@ def is_directory(model: str, target: str) -> bool:
               help="gguf: build a saved plan.")  # fmt: skip
 @click.option("--save-plan", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the plan that was built.")  # fmt: skip
+@click.option(
+    "--pareto", is_flag=True, help="gguf: print the best plans of all sizes; build nothing."
+)
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
@@ -105,7 +108,7 @@ def is_directory(model: str, target: str) -> bool:
 @json_option
 @debug_option
 @reports_errors
-def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json: bool,
+def command(model: str, output: Path | None, dry_run: bool, pareto: bool, force: bool, as_json: bool,
             **given: Any) -> None:  # fmt: skip
     """Compile MODEL into a bundle.
 
@@ -116,6 +119,7 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     from qcompile.compiler.driver import BuildOptions, build
     from qcompile.compiler.driver import dry_run as plan
     from qcompile.compiler.driver.budget import Budget
+    from qcompile.compiler.driver.front import front
     from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
     from qcompile.targets.options import BlockOptions, Tuning, WeightOptions
@@ -133,18 +137,22 @@ def command(model: str, output: Path | None, dry_run: bool, force: bool, as_json
     given["tuning"] = Tuning(given.pop("trials"), given.pop("tune_database"))
     options = BuildOptions(**given)
     options.resolve()
-    if output is not None and not dry_run:
+    if output is not None and not (dry_run or pareto):
         check_destination(output, force=force)
     if options.dump_ir is not None:
         check_folder(options.dump_ir, "--dump-ir")
     with progress_display(quiet=as_json) as progress:
         source = load(model)
-        if dry_run:
+        if pareto:
+            plans = front(source, options, progress)
+        elif dry_run:
             found = plan(source, options)
         else:
             folder = output or Path(f"{source.name}.qc")
             bundle = build(source, folder, options, force=force, progress=progress)
-    if dry_run:
+    if pareto:
+        print_json(plans.as_json()) if as_json else show.front(plans)
+    elif dry_run:
         print_json(found.as_json()) if as_json else show.plan(found)
     elif as_json:
         print_json(show.bundle_data(bundle))

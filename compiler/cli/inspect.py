@@ -44,6 +44,8 @@ def command(bundle: Path, limit: int | None, target: str | None, as_json: bool) 
             out.print(f"{kind} {tensor.name}: {tensor.dtype}[{sizes}]", markup=False)
     if found.manifest.layers:
         show.layers(found, limit)
+    if found.manifest.plan.get("rows"):
+        show.plan_rows(found, limit)
     if found.manifest.foldings:
         show.foldings(found, limit)
     show.units(plans, said, limit)

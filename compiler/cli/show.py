@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from rich.markup import escape
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from qcompile.compiler.cli.common import console
 from qcompile.compiler.driver import Bundle, DryRun
+from qcompile.compiler.driver.front import Front
 from qcompile.targets.plans import UnitPlan
 
 
@@ -89,6 +91,38 @@ def layers(found: Bundle, limit: int | None) -> None:
             _decibels(row["weight_sqnr_db"]), _decibels(row["output_sqnr_db"]), row["note"],
         )  # fmt: skip
     console().print(table)
+
+
+def front(found: Front) -> None:
+    """Print plans of growing size."""
+    out = console()
+    out.print(
+        f"[bold]{found.model}[/bold] for {found.target}: the best plan of each size, by prediction"
+    )
+    table = Table("bytes", "bits a weight", "KL divergence", "formats", box=None, pad_edge=False)
+    for plan in found.plans:
+        counts = Counter(plan.types.values()).most_common()
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(counts))
+        table.add_row(f"{plan.bytes:,}", f"{plan.bits_per_weight:.2f}", f"{plan.damage:.3g}", kinds)
+    out.print(table)
+
+
+def plan_rows(found: Bundle, limit: int | None) -> None:
+    """Print what each tensor was given, and what else was possible; what does most damage first."""
+    table = Table(
+        "tensor", "format", "bytes", "KL divergence", "better", "cheaper", box=None, pad_edge=False
+    )
+    rows = found.manifest.plan["rows"]
+    for row in sorted(rows, key=lambda r: (-r["damage"], r["tensor"]))[:limit]:
+        others = (_other(row["better"]), _other(row["cheaper"]))
+        table.add_row(
+            row["tensor"], row["format"], f"{row['bytes']:,}", f"{row['damage']:.3g}", *others
+        )
+    console().print(table)
+
+
+def _other(other: dict[str, Any] | None) -> str:
+    return f"{other['format']}: {other['bytes']:+,} bytes, {other['damage']:+.2g}" if other else ""
 
 
 def foldings(found: Bundle, limit: int | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from qcompile.compiler.driver import language, memory, quality, verification, write
+from qcompile.compiler.driver import language, memory, planning, quality, verification, write
 from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
@@ -49,6 +49,7 @@ class Build:
         folder: For what a killed build of a language model leaves.
         read: What was read of its texts, and what was not.
         notes: What was said of its file before the work.
+        planned: The formats of its tensors, if they are not the precision's own.
     """
 
     source: Source
@@ -64,6 +65,7 @@ class Build:
     folder: Path = Path()
     read: str = ""
     notes: tuple[str, ...] = ()
+    planned: planning.Planned | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -104,8 +106,9 @@ def build(
     language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
     language.check(source, target, options)
+    planning.check(source, target, options)
     work.notes = language.check_room(source, target, options, folder)
-    with _one_thread_per_op(), write.staged(folder) as stage, _work_folder(work, folder):
+    with one_thread_per_op(), write.staged(folder) as stage, _work_folder(work, folder):
         with work.stage("calibration data"):
             work.samples, work.read = calibration_samples(source, target, options)
         for text in work.notes:
@@ -113,18 +116,28 @@ def build(
         if source.checkpoint is not None:
             with work.stage("weights"):
                 language.examine_weights(source)
-        with work.stage("passes"):
-            run_passes(work)
-        with work.stage("emit"):
-            assert work.quantized is not None
-            emitted = target.emitter.emit(work.quantized, stage, _order(work))
-            write.write_runtime(stage / "run.pyz")
-        with work.stage("verify"):
-            manifest = verification.verify(work, stage, emitted)
-        with work.stage("evaluate"):
-            manifest = quality.evaluate(work, stage, manifest)
+        manifest = _attempt(work, stage)
+        while planning.repair(work):
+            write.empty(stage)
+            manifest = _attempt(work, stage)
+        planning.save(work)
         write.seal(stage, manifest)
         return _publish(work, stage, folder, manifest)
+
+
+def _attempt(work: Build, stage: Path) -> Manifest:
+    """Make a bundle in ``stage`` and measure it; return what its manifest says."""
+    work.log, work.records = QuantizationLog(), []
+    with work.stage("passes"):
+        run_passes(work)
+    with work.stage("emit"):
+        assert work.quantized is not None
+        emitted = work.target.emitter.emit(work.quantized, stage, _order(work))
+        write.write_runtime(stage / "run.pyz")
+    with work.stage("verify"):
+        manifest = verification.verify(work, stage, emitted)
+    with work.stage("evaluate"):
+        return planning.measure(work, stage, quality.evaluate(work, stage, manifest))
 
 
 def _order(work: Build) -> Order:
@@ -133,7 +146,7 @@ def _order(work: Build) -> Order:
         objects=work.options.objects,
         on_tuning=work.progress.measured,
         checkpoint=work.source.checkpoint,
-        blocks=language.block_options(work.options),
+        blocks=planning.blocks(work),
     )
 
 
@@ -193,26 +206,38 @@ def calibration_samples(
     return found, ""
 
 
-def run_passes(work: Build) -> None:
-    """Make the float graph and the quantized graph."""
-    dump = work.options.dump_ir
-    options = base.RunOptions(dump=dump, on_start=lambda name: work.progress.stage(name))
+def float_graph(work: Build) -> None:
+    """Make the float graph."""
+    options = _run_options(work, work.options.dump_ir)
     work.graph = work.source.graph.copy()
     work.records = base.run(work.graph, work.target.emitter.float_passes(), options)
+
+
+def _run_options(work: Build, dump: Path | None) -> base.RunOptions:
+    return base.RunOptions(dump=dump, on_start=lambda name: work.progress.stage(name))
+
+
+def run_passes(work: Build) -> None:
+    """Make the float graph and the quantized graph."""
+    float_graph(work)
+    max_bytes = _activation_bytes(work)
+    planning.choose(work)
+    dump = work.options.dump_ir
     recipe = Recipe(
         scheme=work.target.scheme,
         samples=work.samples,
         log=work.log,
         rounding=work.options.rounding,
         keep_float=work.options.keep_float,
-        max_bytes=_activation_bytes(work),
+        max_bytes=max_bytes,
         on_progress=work.progress.share,
         checkpoint=work.source.checkpoint,
-        blocks=language.block_options(work.options),
-        work=work.folder,
+        blocks=planning.blocks(work),
+        work=planning.folder(work),
     )
+    assert work.graph is not None
     work.quantized = work.graph.copy()
-    own = base.RunOptions(dump=dump and dump / "target", on_start=options.on_start)
+    own = _run_options(work, dump and dump / "target")
     work.records += base.run(work.quantized, work.target.emitter.passes(recipe), own)
 
 
@@ -240,7 +265,7 @@ def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest) -> Bund
 
 
 @contextmanager
-def _one_thread_per_op() -> Iterator[None]:
+def one_thread_per_op() -> Iterator[None]:
     """Let the sums inside an op be in one order whatever the machine, so bytes do not depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

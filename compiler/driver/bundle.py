@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +59,7 @@ class Bundle:
             ("target", f"{m.target} ({m.format}, {m.precision})"),
             ("size", _size(m.sizes)),
             *[(f"{name}", _quality(values)) for name, values in m.quality.items()],
+            ("plan", _plan(m.plan)),
             ("SQNR to PyTorch", _total(m.parity)),
             ("rescaled inputs", _foldings(m.foldings)),
             ("stays float", _floats(m)),
@@ -96,6 +98,23 @@ def _total(parity: Mapping[str, Any]) -> str:
     values = [row["sqnr_db"] for row in parity.get("total", {}).values()]
     found = [v for v in values if v is not None]
     return f"{min(found):.1f} dB" if found else "equal" if values else ""
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    """Return how many formats a plan has, and what it predicted and did."""
+    if not plan:
+        return ""
+    counts = Counter(plan["types"].values())
+    kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(counts.items()))
+    said = [kinds]
+    if plan["damage"] is not None:
+        said.append(f"predicted KL divergence of the weights {plan['damage']:.3g}")
+    if "measured" in plan:
+        kl = plan["measured"]
+        said.append(
+            f"measured {kl['kl']:.3g} +- {kl['kl_error']:.1g} on {kl['tokens']:,} held-out tokens"
+        )
+    return "; ".join(said)
 
 
 def _foldings(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -73,6 +73,7 @@ def manifest(
         gates=tuple(_plain(gate) for gate in gates),
         interface=_plain(asdict(source.graph.interface)),
         notes=tuple(filter(None, (*emitted.notes, *work.notes, work.read, seldom))),
+        plan=_plain(work.planned.as_json()) if work.planned else {},
         foldings=tuple(_plain(row) for row in work.log.as_json()["foldings"]),
     )
 
@@ -128,8 +129,10 @@ def _of_blocks(work: Build) -> dict[str, Any]:
         return {}
     o = work.options
     return {
+        "budget": {k: v for k, v in asdict(o.budget).items() if v is not None},
         "encoder": o.blocks.encoder,
         "imatrix": o.blocks.imatrix.name if o.blocks.imatrix else None,
+        "plan_file": o.plan_file.name if o.plan_file else None,
         "seq_len": o.seq_len,
         "tensor_types": [f"{expression}={kind}" for expression, kind in o.blocks.tensor_types],
     }

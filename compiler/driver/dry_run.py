@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from qcompile.compiler.driver import language
+from qcompile.compiler.driver import language, planning
 from qcompile.compiler.driver.build import check_names
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.checkpoint import Checkpoint
+from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.graph.fusion import fused_activation
@@ -77,6 +78,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
     language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
     language.check(source, target, options)
+    planning.check(source, target, options)
     check_names(source, options.keep_float)
     if source.checkpoint is not None:
         return _of_tensors(source.checkpoint, target, options)
@@ -100,6 +102,11 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
 
 
 def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> DryRun:
+    if options.budget:
+        raise TargetError(
+            "what a budget buys is known after calibration: leave out --dry-run, or give --pareto, which "
+            "builds nothing"
+        )
     found = language.file_plan(checkpoint, target, options)
     return DryRun(
         target=target.name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import qcompile
+from qcompile.compiler.driver.plan import Plan, with_plan
 from qcompile.compiler.driver.work_folder import prefix, refuse_held, remove, siblings
 from qcompile.compiler.frontend.calibration_tables import RANDOM
 from qcompile.compiler.frontend.huggingface.language_model import INPUT
@@ -160,7 +161,8 @@ def work_folder(source: Source, target: Target, options: BuildOptions, folder: P
 def _key(source: Source, target: Target, options: BuildOptions) -> str:
     """Return a digest of all that the blocks depend on; of files their size and time of change."""
     assert source.checkpoint is not None
-    files = [f for f in (options.calibrate, options.blocks.imatrix) if isinstance(f, str | Path)]
+    given = options.calibrate, options.blocks.imatrix, options.plan_file
+    files = [f for f in given if isinstance(f, str | Path)]
     files += sorted(source.checkpoint.path.glob("*.safetensors"))
     files += sorted(source.checkpoint.path.glob("*.json"))
     stats = [(str(Path(f).resolve()), *_stat(Path(f))) for f in files]
@@ -168,6 +170,7 @@ def _key(source: Source, target: Target, options: BuildOptions) -> str:
         "version": qcompile.__version__,
         "precision": target.scheme.precision,
         "rounding": options.rounding,
+        "budget": asdict(options.budget),
         "keep_float": sorted(options.keep_float),
         "samples": options.num_samples,
         "length": options.seq_len,
@@ -183,9 +186,10 @@ def _stat(file: Path) -> tuple[int, int]:
 
 def file_plan(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> FilePlan:
     """Return what the file will hold, and what a user should know before the work."""
-    found = target.emitter.plan_checkpoint(
-        checkpoint, target.scheme, block_options(options), options.keep_float
-    )
+    blocks = block_options(options)
+    if options.plan_file is not None:
+        blocks = with_plan(blocks, Plan.read(options.plan_file))
+    found = target.emitter.plan_checkpoint(checkpoint, target.scheme, blocks, options.keep_float)
     return replace(found, notes=(*found.notes, *_without_data(found, options)))
 
 
@@ -220,4 +224,4 @@ def check_room(
             f"{parent} has {free:,} bytes free, and {checkpoint.path.name} needs {needed:,} while it is "
             "built; free some, or give another -o"
         )
-    return planned.notes
+    return () if options.budget else planned.notes

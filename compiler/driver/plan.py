@@ -8,14 +8,16 @@ artifact measures.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.ir.errors import BudgetError, TargetError
 from qcompile.passes.mixed_precision.allocation import Allocation, Choice, Item, allocate
+from qcompile.targets.options import BlockOptions
 from qcompile.targets.plans import TensorChoices
 
 SCHEMA = 1
@@ -88,7 +90,14 @@ class Plan:
             raise TargetError(
                 f"{file} is a plan of schema {schema!r}, this reads {SCHEMA}: save it again"
             )
-        return cls(types)
+        bits = data.get("bits_per_weight")
+        return cls(types, bits_per_weight=bits if isinstance(bits, int | float) else None)
+
+
+def with_plan(blocks: BlockOptions, plan: Plan) -> BlockOptions:
+    """Return block options that give each tensor its planned format."""
+    types = tuple((f"^{re.escape(name)}$", kind) for name, kind in plan.types.items())
+    return replace(blocks, tensor_types=types)
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,21 @@ class Problem:
             damage = sum(self.damages[source][format.name] for source in group.sources)
             found.append(Choice(format.name, {BYTES: float(size), DAMAGE: damage}))
         return found
+
+    def check(self, budget: Budget) -> None:
+        """Refuse a size that the smallest formats do not reach.
+
+        Raises:
+            BudgetError: Says what the smallest file is.
+        """
+        smallest = sum(min(c.bytes) for c in self.choices)
+        limit = self._limits(budget, 1.0).get(BYTES)
+        if limit is not None and smallest > limit:
+            bits = (8 * smallest + self.fixed_bits) / self.elements
+            raise BudgetError(
+                f"no plan keeps these limits; the smallest file is {smallest + self.fixed:,} bytes "
+                f"({bits:.3f} bits a weight)"
+            )
 
     def solve(self, budget: Budget, scale: float = 1.0) -> Plan:
         """Return the best plan within a budget.

@@ -85,6 +85,12 @@ def check_folder(folder: Path, option: str) -> None:
         raise OutputError(f"{folder} is not writable; give another {option}")
 
 
+def empty(stage: Path) -> None:
+    """Remove what lies in a folder."""
+    for path in stage.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """Give a new folder beside ``folder``; it is removed on the way out unless it was published.

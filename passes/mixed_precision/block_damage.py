@@ -64,6 +64,11 @@ class BlockDamage:
         self._trials: dict[str, _Trials] = {}
 
     @property
+    def weights(self) -> frozenset[str]:
+        """The weights that will be tried."""
+        return frozenset(layer.name for layer in self._layers.values())
+
+    @property
     def watched(self) -> Mapping[fx.Node, Reader]:
         """The calls that read the weights."""
         return self._layers

@@ -149,7 +149,8 @@ def test_a_plan_is_saved_and_read(problem: Problem, tmp_path: Path) -> None:
 
 def test_limits_that_mean_nothing() -> None:
     with pytest.raises(
-        TargetError, match=r"--max-size 0 is no size; --target-bpw 17 .*; --max-kl -1 is not above 0"
+        TargetError,
+        match=r"--max-size 0 is no size; --target-bpw 17 .*; --max-kl -1 is not above 0",
     ):
         Budget(max_size=0, target_bpw=17, max_kl=-1).check()
     with pytest.raises(TargetError, match="--optimize size has no limit to keep"):
