@@ -1,8 +1,9 @@
 """Random Hugging Face checkpoints of Llama's shape, as large as one likes, with a tokenizer that works.
 
 Weights are bfloat16: normal numbers of the deviation that such models start from, times a factor for
-each row and each column, so that neither rows nor columns are alike. The seed and a tensor's place give its
-numbers; shards are written one after the other.
+each row and each column, so that neither rows nor columns are alike. The residual stream begins at 1, and what
+layers add to it is divided by the root of their number, as in GPT-2: else many random layers make noise of any
+rounding. The seed and a tensor's place give its numbers; shards are written one after the other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from torch import Tensor
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 DEVIATION = 0.02
+EMBEDDING = 1.0
+RESIDUAL = ("o_proj.weight", "down_proj.weight")
 SPREAD = 0.3
 """Deviation of the logarithm of the factors of rows and columns."""
 
@@ -123,14 +126,22 @@ def _write(folder: Path, shape: Shape, seed: int) -> None:
     places: dict[str, str] = {}
     for number, shard in enumerate(shards):
         file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
-        numbers = {n: _random(s, (seed, number, i)) for i, (n, s) in enumerate(shard)}
+        numbers = {
+            n: _random(s, (seed, number, i), _deviation(n, shape)) for i, (n, s) in enumerate(shard)
+        }
         save_file(numbers, folder / file, metadata={"format": "pt"})
         places.update(dict.fromkeys(numbers, file))
     index = {"metadata": {"total_size": 2 * shape.parameters}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def _random(shape: tuple[int, ...], place: tuple[int, int, int]) -> Tensor:
+def _deviation(name: str, shape: Shape) -> float:
+    if "embed_tokens" in name:
+        return EMBEDDING
+    return DEVIATION / math.sqrt(2 * shape.layers) if name.endswith(RESIDUAL) else DEVIATION
+
+
+def _random(shape: tuple[int, ...], place: tuple[int, int, int], deviation: float) -> Tensor:
     """Return a tensor's numbers; a vector is a norm's weight, around 1."""
     seed, shard, index = place
     generator = torch.Generator().manual_seed((seed * 10_000 + shard) * 100 + index)
@@ -144,5 +155,5 @@ def _random(shape: tuple[int, ...], place: tuple[int, int, int]) -> Tensor:
     found = torch.empty(shape, dtype=torch.bfloat16)
     for part, scale in zip(found.split(1024), rows.split(1024), strict=True):
         numbers = torch.randn(part.shape, generator=generator)
-        part.copy_(numbers.mul_(DEVIATION * columns).mul_(scale[:, None]))
+        part.copy_(numbers.mul_(deviation * columns).mul_(scale[:, None]))
     return found

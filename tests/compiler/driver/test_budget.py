@@ -108,9 +108,7 @@ def test_a_saved_plan_is_built(
 
 
 def test_bits_per_weight(tiny_source: Source, text: Path, tmp_path: Path) -> None:
-    bundle = build(
-        tiny_source, tmp_path / "a.qc", options(text, budget=Budget(target_bpw=6.0))
-    )
+    bundle = build(tiny_source, tmp_path / "a.qc", options(text, budget=Budget(target_bpw=6.0)))
     tensors = gguf.GGUFReader(bundle.path / "model.gguf").tensors
     bits = 8 * sum(t.n_bytes for t in tensors) / sum(int(t.n_elements) for t in tensors)
 
@@ -145,7 +143,7 @@ def test_a_limit_that_no_round_keeps_fails_the_gate(
     monkeypatch.setattr(planning, "measure_damage", lambda work, choices, _: {
         source: dict.fromkeys((f.name for f in c.formats), 0.0) for c in choices for source in c.sources
     })  # fmt: skip
-    with pytest.raises(GateError, match="max-kl: .* nats a token of KL divergence, the limit is"):
+    with pytest.raises(GateError, match=r"max-kl: .* nats a token of KL divergence, the limit is"):
         build(tiny_source, tmp_path / "a.qc", options(text, budget=Budget(max_kl=1e-6)))
 
     assert (tmp_path / "a.qc.rejected").is_dir()
@@ -204,7 +202,11 @@ def test_budgets_that_cannot_be(
 ) -> None:
     given = {"calibrate": text, **changes}
     with pytest.raises(error, match=message):
-        build(tiny_source, tmp_path / "a.qc", Options(target="gguf", seq_len=32, num_samples=20, **given))
+        build(
+            tiny_source,
+            tmp_path / "a.qc",
+            Options(target="gguf", seq_len=32, num_samples=20, **given),
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -212,7 +214,9 @@ def test_a_plan_of_another_model(tiny_source: Source, text: Path, tmp_path: Path
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"schema": 1, "types": {"blk.99.attn_q.weight": "Q4_K"}}))
 
-    with pytest.raises(TargetError, match="1 tensors that the model has not .* have no type in it"):
+    with pytest.raises(
+        TargetError, match=r"1 tensors that the model has not .* have no type in it"
+    ):
         build(tiny_source, tmp_path / "a.qc", options(text, plan_file=file))
 
 
