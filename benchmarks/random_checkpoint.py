@@ -1,9 +1,9 @@
 """Random Hugging Face checkpoints of Llama's shape, as large as one likes, with a tokenizer that works.
 
 Weights are bfloat16: normal numbers of the deviation that such models start from, times a factor for
-each row and each column, so that neither rows nor columns are alike. The residual stream begins at 1, and what
-layers add to it is divided by the root of their number, as in GPT-2: else many random layers make noise of any
-rounding. The seed and a tensor's place give its numbers; shards are written one after the other.
+each row and each column, so that neither rows nor columns are alike. The residual stream begins at 1, and
+what layers add to it is divided by the root of their number, as in GPT-2: else many random layers make
+noise of any rounding. The seed and a tensor's place give its numbers; shards are written one by one.
 """
 
 from __future__ import annotations
