@@ -100,7 +100,10 @@ def check(source: Source, target: Target, options: BuildOptions) -> None:
         )
     choices = _choices(source, target, options)
     if options.plan_file is not None:
-        _check_types(Plan.read(options.plan_file), choices, options.plan_file)
+        plan = Plan.read(options.plan_file)
+        _check_types(plan, choices, options.plan_file)
+        own = with_plan(language.block_options(options), plan)
+        target.emitter.check_checkpoint(source.checkpoint, target.scheme, own)
     elif budget:
         problem(source, target, options, choices).check(budget)
 
@@ -119,7 +122,7 @@ def choose(work: Build) -> None:
     elif options.budget:
         found = measured_problem(work)
         work.planned = Planned(found.solve(options.budget), found)
-    if work.planned is not None and options.precision is None:
+    if work.planned is not None:
         _name_precision(work, work.planned.plan)
 
 
@@ -206,6 +209,7 @@ def repair(work: Build) -> bool:
     budget = replace(work.options.budget, max_kl=MARGIN * limit)
     planned.plan = planned.problem.solve(budget, planned.scale)
     planned.round += 1
+    _name_precision(work, planned.plan)
     return True
 
 
@@ -263,8 +267,8 @@ def _check_types(plan: Plan, choices: Sequence[TensorChoices], file: Path) -> No
 
 
 def _name_precision(work: Build, plan: Plan) -> None:
-    """Let the file say of itself which mix it is nearest to."""
-    if plan.bits_per_weight is None:
+    """Let the file say of itself which mix it is nearest to, unless the user gave one."""
+    if plan.bits_per_weight is None or work.options.precision is not None:
         return
     emitter, device = work.target.emitter, work.target.device
     scheme = emitter.scheme(emitter.precision_of(plan.bits_per_weight), device)

@@ -24,6 +24,7 @@ from qcompile.compiler.ir.errors import (
     TargetError,
 )
 from qcompile.passes.calibration.way_back import WayBack
+from qcompile.targets.gguf.choices import nearest_mix
 from qcompile.targets.plans import TensorChoices
 
 pytest.importorskip("llama_cpp")
@@ -132,6 +133,7 @@ def test_a_plan_that_is_worse_than_predicted_is_built_anew(
 
     plan = bundle.manifest.plan
     assert plan["builds"] > 1
+    assert bundle.manifest.precision == nearest_mix(plan["bits_per_weight"])
     assert plan["measured"]["kl"] <= 0.02
     assert plan["types"].items() <= types_in_file(bundle).items()
 
@@ -218,6 +220,16 @@ def test_a_plan_of_another_model(tiny_source: Source, text: Path, tmp_path: Path
         TargetError, match=r"1 tensors that the model has not .* have no type in it"
     ):
         build(tiny_source, tmp_path / "a.qc", options(text, plan_file=file))
+
+
+def test_a_plan_whose_types_need_data(tiny_source: Source, small: Bundle, tmp_path: Path) -> None:
+    types = dict(small.manifest.plan["types"])
+    needing = next(name for name, kind in types.items() if "attn" in name)
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"schema": 1, "types": {**types, needing: "IQ2_XXS"}}))
+
+    with pytest.raises(CalibrationError, match="needs calibration data for 1 tensors"):
+        build(tiny_source, tmp_path / "a.qc", options(None, plan_file=file))
 
 
 def test_what_needs_a_build_is_no_dry_run(tiny_source: Source, text: Path) -> None:
