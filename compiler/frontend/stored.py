@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qcompile.compiler.frontend.trace import Inputs, trace
 from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.weights import StoredTensor, Weights, stand_in, stored_tensors
+from qcompile.compiler.ir.stored import StoredTensor, stored_tensors
+from qcompile.compiler.ir.weights import Weights, stand_in
 
 
 def trace_stored(module: nn.Module, file: Path, inputs: Inputs) -> Graph:

@@ -13,6 +13,9 @@ QCompileError
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from qcompile.runtime.errors import MissingPackageError, QCompileError
 
 __all__ = [
@@ -67,4 +70,13 @@ class GateError(QCompileError):
 
 
 class BudgetError(GateError):
-    """No plan keeps the limits that the user gave; nothing was built."""
+    """No plan keeps the limits that the user gave; nothing was built.
+
+    Args:
+        message: What is not possible, and what would be.
+        nearest: For each limit, what it would have to be if the others were kept, and a plan that keeps it.
+    """
+
+    def __init__(self, message: str, nearest: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.nearest = tuple(nearest)

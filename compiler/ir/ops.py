@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,6 +176,31 @@ def expert_linear(
 @expert_linear.register_fake
 def _(x: Tensor, chosen: Tensor, shares: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
     return x.new_empty((*chosen.shape, weights[0].shape[0]))
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, chosen, shares, weights = inputs
+    ctx.with_shares = shares is not None
+    ctx.save_for_backward(x, chosen, *([shares] if ctx.with_shares else []), *weights)
+
+
+def _expert_gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    """Return the gradients of inputs and shares; weights are constants and have none."""
+    x, chosen, *weights = ctx.saved_tensors
+    shares = weights.pop(0) if ctx.with_shares else None
+    of_x, of_shares = torch.zeros_like(x), None if shares is None else torch.zeros_like(shares)
+    for expert, weight in enumerate(weights):
+        token, place = (chosen == expert).nonzero(as_tuple=True)
+        column = place if x.shape[1] > 1 else torch.zeros_like(place)
+        back = gradient[token, place] @ weight
+        if shares is not None and of_shares is not None:
+            of_shares[token, place] = (back * x[token, column]).sum(-1)
+            back = back * shares[token, place, None]
+        of_x.index_put_((token, column), back, accumulate=True)
+    return of_x, None, of_shares, [None] * len(weights)
+
+
+expert_linear.register_autograd(_expert_gradients, setup_context=_keep_inputs)
 
 
 def routed_rows(x: Tensor, chosen: Tensor, shares: Tensor | None, expert: int) -> Tensor:

@@ -279,6 +279,19 @@ class QuantSpec:
 WeightSpec = QuantSpec | PaletteSpec
 
 
+@dataclass(frozen=True)
+class WeightFormat:
+    """A format of a weight by the name that users know.
+
+    Args:
+        name: Such as ``palette-4``.
+        spec: What it is.
+    """
+
+    name: str
+    spec: WeightSpec | FloatSpec
+
+
 def parse_weight_spec(text: str) -> WeightSpec:
     """Read ``str(spec)`` of a quantized weight."""
     return PaletteSpec.parse(text) if text.startswith("palette") else QuantSpec.parse(text)

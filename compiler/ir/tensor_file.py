@@ -58,6 +58,12 @@ class TensorPlace:
         """Of its data."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
+    def some(self, rows: tuple[int, int]) -> TensorPlace:
+        """Return where some rows of a matrix lie: first and last, not included."""
+        row = torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
+        shape = (rows[1] - rows[0], *self.shape[1:])
+        return replace(self, shape=shape, start=self.start + rows[0] * row)
+
     def part(self, entry: int, rows: tuple[int, int]) -> TensorPlace:
         """Return where some rows of one entry of the first axis lie.
 

@@ -9,7 +9,8 @@ PyTorch differentiates is handled.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,13 +23,32 @@ from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.calibration.walk import ActivationStore
 
 Cotangent = Callable[[Tensor, int], Tensor]
-"""Given an output and the number of the batch, the gradient that the way back begins with."""
+"""Given an output and a number of its own for each batch, the gradient that the way back begins with."""
 Parts = dict[Any, Any]
 """Gradients by what they belong to: ``None`` for a tensor, an index for one part of a tuple."""
 
 
 Sums = Callable[[Callable[[fx.Node], Tensor], Tensor], tuple[Tensor, ...]]
 """Given what returns the value of an input of a node, and the gradient of its output: what to add up."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a visitor may know of a node: all batches of its inputs, and of the gradient of its output.
+
+    Args:
+        add_up: Adds up over all batches what a function gives.
+        batches: Of the value of an input.
+        gradients: Those of a batch, by the part of the output: ``None`` where it is one tensor.
+    """
+
+    add_up: Callable[[Sums], list[Tensor]]
+    batches: Callable[[fx.Node], Sequence[Tensor]]
+    gradients: Callable[[int], Mapping[Any, Tensor]]
+
+    def __call__(self, sums: Sums) -> list[Tensor]:
+        """Add up over all batches, as often as it is called."""
+        return self.add_up(sums)
 
 
 class GradientVisitor(Protocol):
@@ -38,8 +58,8 @@ class GradientVisitor(Protocol):
     def watched(self) -> Collection[fx.Node]:
         """Calls whose outputs' gradients it wants."""
 
-    def visit(self, node: fx.Node, over: Callable[[Sums], list[Tensor]]) -> None:
-        """Look at a node; ``over`` adds up over all batches, as often as it is called."""
+    def visit(self, node: fx.Node, over: Watched) -> None:
+        """Look at a node."""
 
 
 class WayBack:
@@ -67,7 +87,7 @@ class WayBack:
         self._gradients: dict[fx.Node, list[Parts]] = {}
         self._held: dict[fx.Node, Tensor] = {}
         (last,) = graph.module.graph.find_nodes(op="output")
-        self._outputs = set(last.all_input_nodes)
+        self._outputs = {node: place for place, node in enumerate(last.all_input_nodes)}
 
     def run(self, visitor: GradientVisitor) -> None:
         """Visit every watched node, the last one first."""
@@ -101,7 +121,10 @@ class WayBack:
         if node in behind and node.op == "call_function" and self._has_gradient(node):
             self._hold(node)
             if node in visitor.watched:
-                visitor.visit(node, partial(self._over, node))
+                over = partial(self._over, node)
+                visitor.visit(
+                    node, Watched(over, partial(_Values, self), partial(self._gradient, node))
+                )
             if sources := [n for n in node.all_input_nodes if n in behind]:
                 self._pass_on(node, sources)
             self._held = {}
@@ -148,7 +171,7 @@ class WayBack:
         parts = {part: self._store.get(item) for part, item in stored.items()}
         if node in self._outputs:
             kept = self._value(node, index) if node in self._values else self._value_of(node, index)
-            own = self.cotangent(kept, index)
+            own = self.cotangent(kept, index + len(self.samples) * self._outputs[node])
             parts[None] = parts[None] + own if None in parts else own
         return parts
 
@@ -197,6 +220,19 @@ class WayBack:
         for parts in self._gradients.pop(node, []):
             for item in parts.values():
                 self._store.drop(item)
+
+
+class _Values(Sequence[Tensor]):
+    """The values of a node, read at each look-up."""
+
+    def __init__(self, way: WayBack, source: fx.Node) -> None:
+        self._way, self._source = way, source
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._way._value(self._source, index)
+
+    def __len__(self) -> int:
+        return len(self._way.samples)
 
 
 def _behind(graph: Graph, watched: Collection[fx.Node]) -> set[fx.Node]:

@@ -58,7 +58,7 @@ def _scale_layer(graph: Graph, links: ChannelLinks, layer: fx.Node, factors: Ten
     scale = rows[:, None].expand(weight.shape[:2])
     if (inputs := links.inputs(layer)) is not None:
         scale = scale / factors[inputs][input_columns(layer, weight)]
-    if bool((scale == 1).all()):
+    if bool((scale == 1).all() and (rows == 1).all()):
         return 0
     extra = [1] * (weight.dim() - 2)
     new = weight.double() * scale.reshape(*weight.shape[:2], *extra)

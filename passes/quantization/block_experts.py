@@ -56,7 +56,7 @@ def round_expert(
     """
     fit, judge, record.tokens = seen
     if not record.tokens:
-        record.add_note("no calibration token reached this expert: rounded to nearest")
+        record.add_note("no calibration token reached this expert: rounded without")
         blocks = encode(weight, format, None)
         record.rounding = blocks.method
         return blocks

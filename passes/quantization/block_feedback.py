@@ -28,8 +28,8 @@ from qcompile.compiler.ir.blocks.lattice import LatticeFormat
 from qcompile.passes.calibration.parallel import each
 from qcompile.passes.quantization.lattice_feedback import round_lattice_block
 
-ROWS = 256
-"""Rows that are rounded together; the others beside them, on another core."""
+FEWEST_ROWS, MOST_ROWS = 256, 1024
+"""That are rounded together; the others beside them, on another core."""
 SCALE_STEPS = (0, -1, 1, -2, 2, -3, 3)
 MIN_STEPS = (0, -1, 1, -2, 2)
 Rounded = AffineFormat | LatticeFormat
@@ -53,7 +53,8 @@ def feed_back(target: Tensor, upper: Tensor, format: Rounded, move: Tensor | Non
         moved = rows if move is None else rows + rows @ move
         return feed_back_rows(moved, upper, format)
 
-    return torch.cat(list(each(of, target.float().split(ROWS))))
+    rows = min(MOST_ROWS, max(FEWEST_ROWS, len(target) // 2))
+    return torch.cat(list(each(of, target.float().split(rows))))
 
 
 def feed_back_rows(target: Tensor, upper: Tensor, format: Rounded) -> Tensor:
@@ -85,16 +86,27 @@ def _block(current: Tensor, upper: Tensor, format: AffineFormat) -> tuple[Fields
     for index, start in enumerate(range(0, format.block, format.run)):
         here = slice(start, start + format.run)
         fields = _refit(fields, index, current[:, here], weights[:, here], format)
-        step, low = _steps(fields, index, format)
-        for column in range(start, start + format.run):
-            value = current[:, column]
-            codes[:, column] = code = _nearest(value, step, low, codes[:, column], format)
-            error = (value - _value(code, step, low, format)) / upper[column, column]
-            rest = slice(column + 1, start + format.run)
-            current[:, rest] -= error[:, None] * upper[column, rest]
-            errors[:, column] = error
+        scale = _Scale(*_steps(fields, index, format), format)
+        codes[:, here], errors[:, here] = _run(
+            current[:, here], upper[here, here], scale, codes[:, here]
+        )
         current[:, here.stop :] -= errors[:, here] @ upper[here, here.stop :]
     return replace(fields, codes=codes), errors
+
+
+def _run(current: Tensor, upper: Tensor, scale: _Scale, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Round the columns of one sub-block of each row: ``[rows, run]``.
+
+    Returns:
+        Its codes, and the errors that move the columns behind it.
+    """
+    columns = current.T.contiguous()  # those of all rows lie side by side
+    codes, errors = kept.T.contiguous(), torch.empty_like(columns)
+    for index, value in enumerate(columns):
+        codes[index] = scale.nearest(value, codes[index])
+        torch.sub(value, scale.value(codes[index]), out=errors[index]).div_(upper[index, index])
+        columns[index + 1 :] -= upper[index, index + 1 :, None] * errors[index]
+    return codes.T, errors.T
 
 
 def _refit(
@@ -104,13 +116,8 @@ def _refit(
     if format.scale_range is None:
         return fields
     tried = _tries(fields, index, *format.scale_range)
-    step, low = (None if part is None else part[..., None] for part in format.steps(tried))
-    assert step is not None
-    x = current[:, None]
-    values = _value(
-        _nearest(x, step, low, torch.zeros((), dtype=torch.uint8), format), step, low, format
-    )
-    errors = ((x - values).square() * weights[:, None]).sum(2)
+    errors = format.squared_errors(current[:, None], *format.steps(tried))
+    errors = errors.mul_(weights[:, None]).sum(2)
     best = torch.from_numpy(errors.numpy().argmin(1))[:, None]  # the first of the least
     scales = _with(present(fields.scales), index, present(tried.scales).gather(1, best))
     if fields.mins is None:
@@ -144,14 +151,22 @@ def _steps(fields: Fields, index: int, format: AffineFormat) -> tuple[Tensor, Te
     return step[:, index], None if low is None else low[:, index]
 
 
-def _nearest(
-    value: Tensor, step: Tensor, low: Tensor | None, kept: Tensor, format: AffineFormat
-) -> Tensor:
-    shifted = value if low is None else value + low
-    codes = format.nearest(shifted / torch.where(step == 0, 1, step))
-    return torch.where(step == 0, kept, codes)
+class _Scale:
+    """Step and low of one sub-block of each row, ``[rows]``."""
 
+    def __init__(self, step: Tensor, low: Tensor | None, format: AffineFormat) -> None:
+        self.step, self.low, self.format = step, low, format
+        self.zero = step == 0
+        self.any_zero = bool(self.zero.any())
+        self.divisor = torch.where(self.zero, 1, step)
 
-def _value(codes: Tensor, step: Tensor, low: Tensor | None, format: AffineFormat) -> Tensor:
-    values = step * format.level(codes)
-    return values if low is None else values - low
+    def nearest(self, value: Tensor, kept: Tensor) -> Tensor:
+        """Return the codes nearest to values; those that are kept where all have the same value."""
+        shifted = value if self.low is None else value + self.low
+        codes = self.format.nearest(shifted / self.divisor)
+        return torch.where(self.zero, kept, codes) if self.any_zero else codes
+
+    def value(self, codes: Tensor) -> Tensor:
+        """Return what codes decode to."""
+        values = self.step * self.format.level(codes)
+        return values if self.low is None else values - self.low

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from qcompile.compiler.ir.blocks.affine import AffineFormat
 from qcompile.compiler.ir.blocks.format import BlockFormat
+from qcompile.compiler.ir.blocks.joint_search import encode_jointly, improvable
 from qcompile.compiler.ir.blocks.lattice import LatticeFormat
+from qcompile.compiler.ir.errors import ModelError
+from qcompile.compiler.ir.stored import Part, parts_of
 from qcompile.passes.calibration.parallel import each
 from qcompile.passes.quantization.block_feedback import feed_back
 from qcompile.passes.quantization.block_moments import Moments
@@ -59,13 +63,41 @@ def encode(
         importance: ``E[x^2]`` of each input, if it is known.
         by_ggml: Let llama.cpp's library encode it.
     """
+    return encode_parts(parts_of(weight, ROWS), format, importance, by_ggml=by_ggml)
+
+
+def encode_parts(
+    parts: Sequence[Part],
+    format: BlockFormat,
+    importance: Tensor | None,
+    *,
+    by_ggml: bool = False,
+) -> Blocks:
+    """Return what ``encode`` returns of a weight whose rows are read as they are encoded.
+
+    Args:
+        parts: Give some rows each, one after the other.
+        format: Of the blocks.
+        importance: As above.
+        by_ggml: As above.
+    """
     if importance is not None and _bits(format) >= EXACT_BITS:
         importance = None
+    method, encoder = _encoder(format, importance, by_ggml)
+    data = each(lambda part: encoder(part()), parts)
+    return Blocks(format, torch.cat(data), method)
+
+
+def _encoder(
+    format: BlockFormat, importance: Tensor | None, by_ggml: bool
+) -> tuple[str, Callable[[Tensor], Tensor]]:
+    """Return how rows are rounded, and what does it."""
     method = "nearest" if importance is None else "importance"
     if by_ggml:
-        return Blocks(format, ggml_encode(weight, format, importance), f"{method}, by ggml")
-    parts = each(lambda rows: format.encode(rows, importance), weight.split(ROWS))
-    return Blocks(format, torch.cat(parts), method)
+        return f"{method}, by ggml", lambda rows: ggml_encode(rows, format, importance)
+    if importance is None and improvable(format):
+        return "joint", lambda rows: encode_jointly(format, rows)
+    return method, lambda rows: format.encode(rows, importance)
 
 
 def best_rounding(
@@ -125,6 +157,19 @@ def round_table(
         data = feed_back(weight, fit.upper(TABLE_DAMPING), format)
         found.append(Blocks(format, data, "gptq"))
     return _best(found, weight, judge, record)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Say which weight it is that an encoder refuses.
+
+    Raises:
+        ModelError: Instead of the encoder's ``ValueError``.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(f"{name} cannot be stored: {error}") from error
 
 
 def has_feedback(format: BlockFormat) -> TypeGuard[AffineFormat | LatticeFormat]:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from qcompile.compiler.ir.weights import StoredBytes
+from qcompile.compiler.ir.stored import StoredBytes
 from qcompile.passes.quantization.block_rounding import Blocks
 from qcompile.passes.quantization.records import LayerRecord
 

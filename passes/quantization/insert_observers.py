@@ -14,13 +14,14 @@ conversions and save none. A quantize/dequantize pair that is there already, as 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import DEQUANTIZE, OBSERVE, QUANTIZE, aten
-from qcompile.compiler.ir.quant import QuantSpec, WeightSpec
+from qcompile.compiler.ir.quant import FloatSpec, QuantSpec, WeightSpec
 from qcompile.passes.base import Pass
 from qcompile.passes.graph.fold_scaling import is_scaling
 from qcompile.passes.graph.fusion import ACTIVATIONS, fused_activation
@@ -38,6 +39,7 @@ class InsertObservers(Pass):
         activation: Format of activations; ``None`` to quantize weights alone.
         weight: Format of weights.
         keep_float: Names of weights whose layers stay float.
+        formats: Of single weights, by name; those that it does not name stay float. ``None`` for one format.
     """
 
     name = "insert-observers"
@@ -45,6 +47,7 @@ class InsertObservers(Pass):
     activation: QuantSpec | None
     weight: WeightSpec
     keep_float: frozenset[str] = frozenset()
+    formats: Mapping[str, WeightSpec | FloatSpec] | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> int:
         integer = self.integer_nodes(graph)
@@ -79,7 +82,16 @@ class InsertObservers(Pass):
             return False
         weight = node.args[1]
         is_constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        return is_constant and str(weight.target) not in self.keep_float  # type: ignore[union-attr]
+        if not is_constant or str(weight.target) in self.keep_float:  # type: ignore[union-attr]
+            return False
+        return self._format(str(weight.target)) is not None  # type: ignore[union-attr]
+
+    def _format(self, name: str) -> WeightSpec | None:
+        """Return the format of a weight; ``None`` for float."""
+        if self.formats is None:
+            return self.weight
+        found = self.formats.get(name)
+        return None if isinstance(found, FloatSpec) else found
 
     def _pays(self, node: fx.Node, integer: set[fx.Node]) -> bool:
         operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
@@ -160,7 +172,7 @@ class InsertObservers(Pass):
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         with graph.before(node):
-            marked = graph.add_call(OBSERVE, weight, str(self.weight), "")
+            marked = graph.add_call(OBSERVE, weight, str(self._format(str(weight.target))), "")
         node.update_arg(1, marked)
         return 1
 

@@ -24,6 +24,9 @@ from qcompile.passes.calibration.walk import Walk
 from qcompile.passes.quantization.quantizer import Quantizer
 from qcompile.passes.quantization.records import QuantizationLog
 
+MIN_SQNR_DB = 10.0
+"""A layer whose weight leaves less of its output has another format, or stays float; not under a plan."""
+
 
 @dataclass(frozen=True)
 class Quantize(Pass):
@@ -44,7 +47,7 @@ class Quantize(Pass):
     log: QuantizationLog = field(repr=False)
     rounding: str = "gptq"
     unit_range: frozenset[object] = field(default=frozenset(), repr=False)
-    min_layer_sqnr_db: float = 10.0
+    min_layer_sqnr_db: float = MIN_SQNR_DB
     max_bytes: int = 1 << 30
     on_progress: Callable[[float], None] = field(default=lambda share: None, repr=False)
 

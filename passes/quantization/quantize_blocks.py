@@ -13,18 +13,18 @@ samples each weight is rounded by itself, by an imatrix or by magnitude, and mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.blocks.format import BlockFormat
-from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.heap import give_back
 from qcompile.compiler.ir.ops import DECODE_BLOCKS
-from qcompile.compiler.ir.weights import StoredBytes, stand_in
+from qcompile.compiler.ir.stored import StoredBytes
+from qcompile.compiler.ir.weights import stand_in
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.routing import Routed, expert_outputs
 from qcompile.passes.calibration.samples import Samples
@@ -32,7 +32,15 @@ from qcompile.passes.calibration.walk import Values, Walk, needed_for
 from qcompile.passes.quantization.block_experts import expert_moments, round_expert
 from qcompile.passes.quantization.block_layers import Reader, reader, readers, readers_of
 from qcompile.passes.quantization.block_moments import Moments, fitted, judges, moments
-from qcompile.passes.quantization.block_rounding import Blocks, best_rounding, encode, round_table
+from qcompile.passes.quantization.block_rounding import (
+    ROWS,
+    Blocks,
+    best_rounding,
+    encode,
+    encode_parts,
+    naming,
+    round_table,
+)
 from qcompile.passes.quantization.block_store import BlockStore
 from qcompile.passes.quantization.records import LayerRecord, QuantizationLog
 from qcompile.passes.quantization.step_store import StepStore
@@ -127,12 +135,12 @@ class QuantizeBlocks(Pass):
         for index, name in enumerate(self.formats):
             if self.store.get(name) is None:
                 record = self.record(graph, name)
-                weight, format = graph.weights[name], self.formats[name]
-                known = self.importance.get(name)
+                rows, known = graph.weights.parts(name, ROWS), self.importance.get(name)
                 with naming(name):
-                    blocks = encode(weight, format, known, by_ggml=self.by_ggml)
+                    blocks = encode_parts(rows, self.formats[name], known, by_ggml=self.by_ggml)
                 record.rounding = blocks.method
                 self.store.put(name, blocks, record)
+                give_back()
             self.decoded(graph, name)
             self.on_progress((index + 1) / len(self.formats))
 
@@ -237,6 +245,7 @@ class _Rounder:
         with naming(name):
             blocks = rounded(record)
         self.task.store.put(name, blocks, record)
+        give_back()
 
     def _rounded(self, walk: Walk, layer: Reader, record: LayerRecord) -> Blocks:
         name, feedback = layer.name, self.task.feedback
@@ -276,19 +285,6 @@ class _Rounder:
         found = self.task.store.get(name)
         assert found is not None
         return self.task.formats[name].decode(found[0].load())
-
-
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Say which weight it is that an encoder refuses.
-
-    Raises:
-        ModelError: Instead of the encoder's ``ValueError``.
-    """
-    try:
-        yield
-    except ValueError as error:
-        raise ModelError(f"{name} cannot be stored: {error}") from error
 
 
 def _both(walk: Walk, layer: Reader) -> tuple[Moments, Moments]:

@@ -15,6 +15,7 @@ An output layer that is tied to the table then reads ``d`` too, so that it is st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +23,7 @@ from torch import fx
 
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
-from qcompile.compiler.ir.quant import Granularity, QuantSpec, WeightSpec
+from qcompile.compiler.ir.quant import FloatSpec, Granularity, QuantSpec, WeightSpec
 from qcompile.passes.base import Pass
 from qcompile.passes.quantization.fitting import formats
 from qcompile.passes.quantization.palettize import code_weight
@@ -47,6 +48,8 @@ class QuantizeStoredWeights(Pass):
         weight: The format, for single rows ``int8 sym per_channel(0)``.
         whole_table: Decode tables before the look-up, not the rows after it.
         recurrent: Store the weights of recurrent layers in codes too.
+        formats: Of single weights, by name, taken as they are; those that it does not name stay float.
+            ``None`` for one format.
     """
 
     name = "quantize-stored-weights"
@@ -56,6 +59,7 @@ class QuantizeStoredWeights(Pass):
     weight: WeightSpec = _SPEC
     whole_table: bool = False
     recurrent: bool = True
+    formats: Mapping[str, WeightSpec | FloatSpec] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.whole_table and self.weight != _SPEC:
@@ -122,22 +126,34 @@ class QuantizeStoredWeights(Pass):
         record = LayerRecord(name, op, "fp16", weight.numel(), 2 * weight.numel())
         self.log.layers.append(record)
         coded: Coded | None = None
-        for spec, note in formats(self.weight, shape):
+        for spec, note in self._candidates(name, shape):
             record.add_note(note)
             coded = code_weight(weight, spec, torch.ones(()))
             record.weight, record.bytes = str(spec), spec.storage_bytes(shape)
             record.rounding = coded.method
             record.weight_sqnr_db = quality = sqnr_db([(weight, coded.decoded)])
-            if quality is None or quality >= MIN_SQNR_DB:
+            if quality is None or quality >= MIN_SQNR_DB or self.formats is not None:
                 break
             record.add_note(f"in {spec} it keeps {quality:.1f} dB, less than {MIN_SQNR_DB:g} dB")
         if coded is None:
             record.add_note(f"stays float: {self.weight} would take no less than fp16")
         return coded
 
+    def _candidates(self, name: str, shape: tuple[int, ...]) -> list[tuple[WeightSpec, str]]:
+        """Return the formats that a weight is tried in, with notes."""
+        if self.formats is None:
+            return formats(self.weight, shape)
+        spec = self.formats[name]
+        assert not isinstance(spec, FloatSpec)
+        return [(spec, "")]
+
     def _is_large(self, graph: Graph, node: fx.Node) -> bool:
         if node.op != "get_attr" or str(node.target) in self.keep_float:
             return False
+        if self.formats is not None:
+            found = self.formats.get(str(node.target))
+            if found is None or isinstance(found, FloatSpec):
+                return False
         weight = graph.weights.peek(str(node.target))
         return weight.dim() == 2 and weight.numel() >= self.smallest and weight.is_floating_point()
 

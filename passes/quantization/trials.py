@@ -33,12 +33,16 @@ def fitted(count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class LayerData:
-    """A layer with its inputs and the float graph's output, a batch each."""
+    """A layer with its inputs and the float graph's output, a batch each.
+
+    Without ``drifts`` nothing before the layer is quantized, so that ``gptaq`` is ``gptq`` and is left out.
+    """
 
     layer: Layer
     spec: WeightSpec
     inputs: Values
     reference: Sequence[Tensor]
+    drifts: bool = True
 
     @property
     def fitted(self) -> list[int]:
@@ -112,10 +116,11 @@ def _seen(data: LayerData, method: str, record: LayerRecord) -> Moments | None:
 
 def _grid_trials(data: LayerData, start: Rounded, seen: Moments, method: str) -> list[Trial]:
     layer, spec = data.layer, start.spec
-    rounded = each(lambda f: f(layer, spec, start.params, seen), (gptq, gptaq))
+    methods = (gptq, gptaq) if data.drifts else (gptq,)
+    rounded = each(lambda f: f(layer, spec, start.params, seen), methods)
     trials = [try_rounding(data, r) for r in rounded]
     if method == "adaround":
-        moved = trials[1].error < trials[0].error
+        moved = data.drifts and trials[1].error < trials[0].error
         learned = adaround(layer, spec, start.params, seen, moved=moved)
         trials.append(try_rounding(data, learned))
     return trials
@@ -124,9 +129,10 @@ def _grid_trials(data: LayerData, start: Rounded, seen: Moments, method: str) ->
 def _palette_trials(data: LayerData, start: Palettized, seen: Moments) -> list[Trial]:
     """Return trials of feedback onto the tables, then of tables fitted to the better one's indices."""
     layer = data.layer
-    found = each(lambda moved: feedback(layer, start, seen, moved=moved), (False, True))
+    ways = (False, True) if data.drifts else (False,)
+    found = each(lambda moved: feedback(layer, start, seen, moved=moved), ways)
     trials = [try_rounding(data, f) for f in found]
-    moved = trials[1].error < trials[0].error
+    moved = data.drifts and trials[1].error < trials[0].error
     fitted_tables = refit(layer, found[int(moved)], seen, moved=moved)
     if fitted_tables is not None:
         trials.append(try_rounding(data, fitted_tables))

@@ -1,4 +1,4 @@
-"""The library itself: loaded once, and silent but for the reason of a failure."""
+"""The library itself: loaded once, and silent but for reasons of failures and sizes that are asked for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from qcompile.runtime.errors import MissingPackageError
 PACKAGE = "llama-cpp-python"
 _ERROR = 4
 """ggml's log level of errors; 5 goes on with the line before."""
+_SIZE = "size ="
 _said: deque[str] = deque(maxlen=8)
+_sizes: deque[str] = deque(maxlen=64)
 
 
 @functools.cache
@@ -39,6 +41,7 @@ def listen() -> None:
     functions = library()
     functions.llama_log_set(_listener(functions), ctypes.c_void_p(0))
     _said.clear()
+    _sizes.clear()
 
 
 def version() -> str:
@@ -50,11 +53,14 @@ def version() -> str:
 
 @functools.cache
 def _listener(functions: Any) -> Any:
-    """Return a callback, which must outlive the library, that keeps the errors it is told."""
+    """Return a callback, which must outlive the library, that keeps the errors and sizes it is told."""
 
     def keep(level: int, text: bytes, _: Any) -> None:
+        line = text.decode("utf-8", "replace").strip()
         if level == _ERROR:
-            _said.append(text.decode("utf-8", "replace").strip())
+            _said.append(line)
+        elif _SIZE in line:
+            _sizes.append(line)
 
     return functions.llama_log_callback(keep)
 
@@ -63,3 +69,8 @@ def reason() -> str:
     """Return why the last call failed, in llama.cpp's words: the first error that it logged."""
     words = (line.rpartition("error loading model: ")[2] for line in _said)
     return next(filter(None, words), "no reason given")
+
+
+def sizes() -> list[str]:
+    """Return the lines of llama.cpp's log that told a size since ``listen``."""
+    return list(_sizes)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.compiler.ir.errors import ModelError
-from qcompile.compiler.ir.weights import StoredTensor, stored_tensors
+from qcompile.compiler.ir.stored import StoredTensor, stored_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import EXPERT_LINEAR
-from qcompile.compiler.ir.weights import StoredTensor
+from qcompile.compiler.ir.stored import StoredTensor
 
 FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """transformers' parameters, and the projections that each holds one after the other."""

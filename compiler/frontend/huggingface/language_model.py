@@ -29,7 +29,8 @@ from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.frontend.user_code import first_line, quiet
 from qcompile.compiler.ir.errors import MissingPackageError, ModelError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.compiler.ir.weights import StoredTensor, Weights, same_numbers, stand_in
+from qcompile.compiler.ir.stored import StoredTensor, same_numbers
+from qcompile.compiler.ir.weights import Weights, stand_in
 
 INPUT = "input_ids"
 _GROWING = ("dynamic", "longrope")

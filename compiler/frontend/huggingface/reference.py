@@ -17,7 +17,7 @@ from qcompile.compiler.frontend.huggingface.language_model import (
     read_config,
     tied_names,
 )
-from qcompile.compiler.ir.weights import StoredTensor
+from qcompile.compiler.ir.stored import StoredTensor
 
 
 class Reference(nn.Module):

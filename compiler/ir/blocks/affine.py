@@ -47,6 +47,25 @@ class AffineFormat(BlockFormat):
         """Return the codes whose levels are nearest, uint8."""
         return levels.round().add_(self.zero).clamp_(0, self.highest).to(torch.uint8)
 
+    def nearest_levels(self, levels: Tensor) -> Tensor:
+        """Return ``level(nearest(levels))``; ``levels`` may be overwritten."""
+        return levels.round_().clamp_(-self.zero, self.highest - self.zero)
+
+    def squared_errors(self, x: Tensor, step: Tensor, low: Tensor | None) -> Tensor:
+        """Return the squared error of each element with the code that is nearest.
+
+        Args:
+            x: ``[..., run]``.
+            step: Of each sub-block, ``[...]``.
+            low: The same; ``None`` where it is 0.
+        """
+        step = step[..., None]
+        shifted = x if low is None else x + low[..., None]
+        found = self.nearest_levels(shifted / torch.where(step == 0, 1, step)).mul_(step)
+        if low is not None:
+            found -= low[..., None]
+        return found.sub_(x).square_()
+
     def values(self, fields: Fields) -> Tensor:
         """Return what fields decode to, in ggml's order of operations."""
         step, low = self.steps(fields)

@@ -77,7 +77,7 @@ class _Search:
 
     def __init__(self, x: Tensor, weights: Tensor, highest: int, absolute: bool) -> None:
         self.x, self.weights, self.highest, self.absolute = x, weights, highest, absolute
-        self.codes, self.product = torch.empty_like(x), torch.empty_like(x)
+        self.codes, self.product, self.scaled = (torch.empty_like(x) for _ in range(3))
         self.low, self.high = x.amin(0).clamp_(max=0), x.amax(0)
         self.sums = total(weights).numpy(), total(weights * x).numpy()
 
@@ -117,10 +117,9 @@ class _Search:
 
     def _sums(self) -> tuple[Array, Array, Array]:
         """Return the weighted sums of codes, of their squares and of their products with x."""
-        scaled = torch.mul(self.weights, self.codes, out=self.product)
-        codes, squares = row_sum(scaled.numpy()), row_sum(scaled.mul_(self.codes).numpy())
-        scaled = torch.mul(self.weights, self.codes, out=self.product)
-        return codes, squares, row_sum(scaled.mul_(self.x).numpy())
+        scaled = torch.mul(self.weights, self.codes, out=self.scaled)
+        squares = row_sum(torch.mul(scaled, self.codes, out=self.product).numpy())
+        return row_sum(scaled.numpy()), squares, row_sum(scaled.mul_(self.x).numpy())
 
     def _error(self, scale: Tensor, offset: Tensor) -> Array:
         difference = torch.mul(self.codes, scale, out=self.product).add_(offset).sub_(self.x)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DONE_AT_ONCE = 1 << 18
+DONE_AT_ONCE = 1 << 19
 """Elements that are encoded or decoded together: the working set stays in the last cache before memory."""
 
 LARGEST = 2.0**32

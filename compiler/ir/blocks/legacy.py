@@ -48,6 +48,10 @@ class Bytes8(AffineFormat):
         rounded = (whole + (2 * (size - whole)).floor()) * levels.sign()
         return rounded.clamp(-128, 127).to(torch.int8)
 
+    def nearest_levels(self, levels: Tensor) -> Tensor:
+        """Return the codes as numbers."""
+        return self.level(self.nearest(levels))
+
     def fit(self, x: Tensor, importance: Tensor | None) -> Fields:
         """Return codes that reach 127 at the largest magnitude."""
         d = x.abs().amax(1) / 127

@@ -59,6 +59,10 @@ class TableFormat(AffineFormat):
         """Return the index of the nearest entry; of two as near, the larger."""
         return _entries(_nearest_to_halves()[0], _halves(levels))
 
+    def nearest_levels(self, levels: Tensor) -> Tensor:
+        """Return the nearest entries."""
+        return self.level(self.nearest(levels))
+
     def importance(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Return ggml's weights of squared errors."""
         return spread_importance(rows, weights, self.block, 2.0)

@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir import tensor_file
 from qcompile.compiler.ir.errors import ModelError
+from qcompile.compiler.ir.stored import ScaledTensor, StoredTensor
 from qcompile.compiler.ir.tensor_file import RUN, find_tensor
-from qcompile.compiler.ir.weights import ScaledTensor, StoredTensor
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.int64)
 
@@ -51,6 +52,22 @@ def test_more_than_a_run(tmp_path: Path) -> None:
     assert place is not None
     raw = value.view(torch.uint8).numpy().tobytes()
     assert place.sha256(finite=True) == hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.parametrize("kept", ["stored", "transposed", "scaled"])
+def test_some_rows_at_a_time(tmp_path: Path, kept: str) -> None:
+    file, value = tmp_path / "model.safetensors", numbers((11, 6), torch.bfloat16)
+    save_file({"before": torch.ones(3), "x": value}, file)
+    net = nn.Sequential(nn.Linear(11, 6) if kept == "transposed" else nn.Linear(6, 11))
+    weights = trace(net, torch.ones(1, net[0].in_features)).weights
+    weights["0.weight"] = weights["0.weight"].to("meta")
+    plain = StoredTensor(file, "x", dtype=torch.float32, transposed=kept == "transposed")
+    weights.store("0.weight", plain)
+    if kept == "scaled":
+        weights.scale("0.weight", torch.arange(1.0, 7.0), 1)
+    parts = [part() for part in weights.parts("0.weight", 4)]
+    assert [len(part) for part in parts] == ([4, 2] if kept == "transposed" else [4, 4, 3])
+    assert torch.equal(torch.cat(parts), weights["0.weight"])
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])

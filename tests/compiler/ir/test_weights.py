@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
-from qcompile.compiler.ir.weights import StoredTensor, Weights, stored_tensors
+from qcompile.compiler.ir.stored import StoredTensor, stored_tensors
+from qcompile.compiler.ir.weights import Weights
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,8 @@ def expected(module: Block, batches: list[Tensor]) -> dict[str, Tensor]:
             for name, part in module.named_children()
         ]
         y, logits = module(ids)
-        torch.autograd.backward([y, logits], [cotangent(y, index), cotangent(logits, index)])
+        second = cotangent(logits, index + len(batches))  # each output has numbers of its own
+        torch.autograd.backward([y, logits], [cotangent(y, index), second])
         for name, value in outputs.items():
             assert value.grad is not None
             sums[name] = sums.get(name, torch.zeros(())) + value.grad.square().sum((0, 1))

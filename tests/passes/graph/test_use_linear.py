@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
-from qcompile.compiler.ir.weights import StoredTensor
+from qcompile.compiler.ir.stored import StoredTensor
 from qcompile.passes.base import Pass, run
 from qcompile.passes.graph.use_linear import UseLinear
 

@@ -130,7 +130,7 @@ def test_bytes_and_records(graph: Graph, tmp_path: Path) -> None:
         found = [rows[f"{part}.{expert}.weight"] for expert in range(EXPERTS)]
         assert [record.tokens for record in found] == counts
         assert found[NEVER].rounding == "nearest"
-        assert found[NEVER].note == "no calibration token reached this expert: rounded to nearest"
+        assert found[NEVER].note == "no calibration token reached this expert: rounded without"
         never = f"{part}.{NEVER}.weight"
         nearest = task.formats[never].encode(exact[never])
         assert torch.equal(graph.weights[f"{never}_blocks"], nearest)

@@ -172,7 +172,7 @@ def test_rows_are_rounded_by_themselves(name: str, monkeypatch: pytest.MonkeyPat
     block_format = BLOCK_FORMATS[name]
     assert isinstance(block_format, AffineFormat | LatticeFormat)
     whole = feed_back(weight, moments.upper(), block_format)
-    monkeypatch.setattr(block_feedback, "ROWS", 8)
+    monkeypatch.setattr(block_feedback, "MOST_ROWS", 8)
     parts = feed_back(weight, moments.upper(), block_format)
     assert ((parts != whole).any(1)).sum() <= 2
     errors = [moments.own_error(weight, block_format.decode(data)) for data in (whole, parts)]
@@ -184,7 +184,7 @@ def test_bytes_do_not_depend_on_threads(name: str, monkeypatch: pytest.MonkeyPat
     weight, upper = weight_like(24, 256), correlated(256, 6).upper()
     block_format = BLOCK_FORMATS[name]
     assert isinstance(block_format, AffineFormat | LatticeFormat)
-    monkeypatch.setattr(block_feedback, "ROWS", 8)
+    monkeypatch.setattr(block_feedback, "MOST_ROWS", 8)
     beside = feed_back(weight, upper, block_format)
     monkeypatch.setattr(block_feedback, "each", lambda function, items: map(function, items))
     assert torch.equal(feed_back(weight, upper, block_format), beside)

@@ -16,10 +16,13 @@ from qcompile.compiler.ir.blocks.catalog import BLOCK_FORMATS
 from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import DECODE_BLOCKS
-from qcompile.compiler.ir.weights import StoredTensor, Weights
+from qcompile.compiler.ir.stored import StoredTensor
+from qcompile.compiler.ir.tensor_file import TensorPlace
+from qcompile.compiler.ir.weights import Weights
 from qcompile.passes.base import run
 from qcompile.passes.calibration import parallel
 from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.quantization import quantize_blocks
 from qcompile.passes.quantization.block_store import BlockStore
 from qcompile.passes.quantization.quantize_blocks import QuantizeBlocks
 from qcompile.passes.quantization.records import QuantizationLog, sqnr_db
@@ -192,15 +195,23 @@ def test_weights_in_files_are_read_one_at_a_time(
     graph = traced()
     save_file({name: graph.weights[name].contiguous() for name in FORMATS}, tmp_path / "w.st")
     expected = graph.run(graph.inputs)["output"]
+    shapes = {name: len(graph.weights.peek(name)) for name in FORMATS}
     for name in FORMATS:
         graph.weights[name] = graph.weights.peek(name).to("meta")
     held = {name: StoredTensor(tmp_path / "w.st", name) for name in FORMATS}
     graph.weights = Weights(graph.module, held)
-    read: list[str] = []
-    load = StoredTensor.load
-    monkeypatch.setattr(StoredTensor, "load", lambda self: (read.append(self.key), load(self))[1])
+    rows: dict[str, int] = {}
+    read = TensorPlace.read
+
+    def counted(place: TensorPlace, *given: Any, **named: Any) -> Tensor:
+        rows[place.key] = rows.get(place.key, 0) + place.shape[0]
+        return read(place, *given, **named)
+
+    monkeypatch.setattr(TensorPlace, "read", counted)
+    monkeypatch.setattr(quantize_blocks, "ROWS", 7)
     step(tmp_path / "done").run(graph)
-    assert read == list(FORMATS), "once each"
+    assert list(rows) == list(FORMATS), "one after the other"
+    assert rows == shapes, "once each"
     assert all(graph.weights.peek(f"{name}_blocks").is_meta for name in FORMATS)
     assert torch.nn.functional.mse_loss(graph.run(graph.inputs)["output"], expected) < 0.1
 

@@ -23,7 +23,7 @@ from qcompile.compiler.frontend.huggingface.language_model import (
 from qcompile.compiler.frontend.load import load
 from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.ops import EXPERT_LINEAR
-from qcompile.compiler.ir.weights import StoredTensor
+from qcompile.compiler.ir.stored import StoredTensor
 from qcompile.passes.quantization.records import sqnr_db
 
 IDS = [3, 1, 4, 1, 5, 92, 65, 35, 250, 256]

@@ -16,7 +16,7 @@ from qcompile.compiler.frontend.huggingface.directory import SINGLE, open_direct
 from qcompile.compiler.frontend.huggingface.language_model import load_graph
 from qcompile.compiler.frontend.load import Source, load
 from qcompile.compiler.ir.errors import ModelError
-from qcompile.compiler.ir.weights import StoredTensor
+from qcompile.compiler.ir.stored import StoredTensor
 
 IDS = [3, 1, 4, 1, 5, 92, 65, 35, 250, 256]
 SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 40}
