@@ -31,10 +31,17 @@ from qcompile.targets.options import (
     WeightOptions,
 )
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
-from qcompile.targets.plans import FilePlan, NodePlan, Probe, TensorChoices, UnitPlan
+from qcompile.targets.plans import (
+    FilePlan,
+    NodePlan,
+    Probe,
+    TensorChoices,
+    UnitPlan,
+)
+from qcompile.targets.running_costs import RunningCosts
 
 
-class Emitter(ABC):
+class Emitter(RunningCosts, ABC):
     """Writes one format."""
 
     name: ClassVar[str]
@@ -101,6 +108,40 @@ class Emitter(ABC):
             UnsupportedError: Always, unless the format says otherwise.
         """
         raise UnsupportedError(f"{self.name} has no form for a language model's directory")
+
+    def mixed_scheme(self, device: Device) -> Scheme:
+        """Return the scheme of a plan, in which each weight has a format of its own.
+
+        Raises:
+            TargetError: Always, unless the format says otherwise.
+        """
+        raise self._one_precision()
+
+    def weight_choices(
+        self,
+        graph: Graph,
+        device: Device,
+        pins: Sequence[tuple[str, str]] = (),
+        keep_float: frozenset[str] = frozenset(),
+    ) -> Sequence[TensorChoices]:
+        """Return the formats that each weight of a float graph may have.
+
+        Args:
+            graph: After ``float_passes``.
+            device: Whose engine and system decide.
+            pins: Regular expressions of weights' names, each with the name of a format.
+            keep_float: Weights that have no other format than float.
+
+        Raises:
+            TargetError: A pin names no format that its weight can have; always, where ``mixed_scheme`` does.
+        """
+        raise self._one_precision()
+
+    def _one_precision(self) -> TargetError:
+        return TargetError(
+            f"{self.name} stores all weights in one precision: budgets and plans are for coreml, gguf and "
+            "onnx"
+        )
 
     @abstractmethod
     def scheme(

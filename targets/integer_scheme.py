@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.quant import Granularity, QuantSpec
 from qcompile.passes.base import Pass
@@ -9,7 +11,7 @@ from qcompile.passes.graph.absorb_high_bias import AbsorbHighBias
 from qcompile.passes.graph.cross_layer_equalization import CrossLayerEqualization
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.integer_ops import IntegerOps
-from qcompile.passes.quantization.quantize import Quantize
+from qcompile.passes.quantization.quantize import MIN_SQNR_DB, Quantize
 from qcompile.targets.options import WeightOptions
 from qcompile.targets.order import Recipe
 
@@ -54,12 +56,15 @@ def quantized(recipe: Recipe, ops: IntegerOps) -> list[Pass]:
     scheme = recipe.scheme
     assert scheme.weight is not None
     return [
-        InsertObservers(ops, scheme.activation, scheme.weight, recipe.keep_float),
+        InsertObservers(
+            ops, scheme.activation, scheme.weight, recipe.keep_float, formats=recipe.formats
+        ),
         Quantize(
             recipe.samples,
             recipe.log,
             recipe.rounding,
             ops.unit_range,
+            min_layer_sqnr_db=MIN_SQNR_DB if recipe.formats is None else -math.inf,
             max_bytes=recipe.max_bytes,
             on_progress=recipe.on_progress,
         ),

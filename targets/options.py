@@ -51,12 +51,14 @@ class BlockOptions:
         encoder: ``qcompile``, or ``ggml`` for llama.cpp's own bytes.
         imatrix: File of importances, instead of calibration data.
         informed: Whether there is calibration data or an imatrix; some mixes then have other types.
+        kv_type: Of the keys and values that the engine remembers: ``f16``, ``f32`` or ``q8_0``.
     """
 
     tensor_types: tuple[tuple[str, str], ...] = ()
     encoder: str = "qcompile"
     imatrix: Path | None = None
     informed: bool = False
+    kv_type: str = "f16"
 
 
 NO_BLOCK_OPTIONS = BlockOptions()

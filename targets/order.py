@@ -9,7 +9,7 @@ from typing import Any
 
 from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.palette import PaletteSpec
-from qcompile.compiler.ir.quant import QuantSpec
+from qcompile.compiler.ir.quant import FloatSpec, QuantSpec, WeightSpec
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.targets.device import Device
@@ -78,6 +78,8 @@ class Recipe:
         checkpoint: Where a language model came from.
         blocks: What the user says about weights in blocks.
         work: Folder for what is done and need not be in memory.
+        formats: Of a plan, by the weight's name; weights that it does not name stay float. ``None`` where all
+            have the scheme's.
     """
 
     scheme: Scheme
@@ -90,6 +92,7 @@ class Recipe:
     checkpoint: Checkpoint | None = None
     blocks: BlockOptions = NO_BLOCK_OPTIONS
     work: Path = Path()
+    formats: Mapping[str, WeightSpec | FloatSpec] | None = None
 
 
 @dataclass(frozen=True)

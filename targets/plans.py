@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcompile.compiler.ir.blocks.format import BlockFormat
+from qcompile.compiler.ir.quant import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,61 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class TensorChoices:
-    """Tensors of a language model that must have one format, and the formats that they may have.
+    """Tensors that must have one format, and the formats that they may have.
 
     Args:
-        tensors: Names in the file, each with its shape.
+        tensors: Names, those in a language model's file or those of weights; each with its shape.
         sources: Names of the weights that they are made of.
-        formats: That they may have.
-        bytes: What they take in the file in each of these, padding included.
+        formats: That they may have; of a language model ggml's blocks.
+        bytes: What they take in the artifact in each of these, padding included.
+        float_bytes: What they take as floats; of language models it is not asked for.
     """
 
     tensors: Mapping[str, tuple[int, ...]]
     sources: tuple[str, ...]
-    formats: tuple[BlockFormat, ...]
+    formats: tuple[BlockFormat | WeightFormat, ...]
     bytes: tuple[int, ...]
+    float_bytes: int = 0
 
     @property
     def name(self) -> str:
         """The name of the first tensor."""
         return next(iter(self.tensors))
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Bytes that an engine holds besides a language model's file, at most.
+
+    Args:
+        cache: Keys and values of a whole context.
+        compute: Activations and what operators work in.
+        process: The engine itself, vocabulary included, on this machine.
+    """
+
+    cache: int
+    compute: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.cache + self.compute + self.process
+
+
+@dataclass(frozen=True)
+class TokenTimes:
+    """Milliseconds that a token of a language model takes.
+
+    Args:
+        of: What each format of each tensor adds, by the tensors' first name and the format's.
+        rest: What no format changes.
+        modelled: Whether they are computed from facts about the device, and not measured on it.
+    """
+
+    of: Mapping[str, Mapping[str, float]]
+    rest: float
+    modelled: bool
 
 
 @dataclass(frozen=True)

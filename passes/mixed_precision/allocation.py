@@ -78,13 +78,45 @@ def allocate(items: Sequence[Item], minimize: str, limits: Mapping[str, float]) 
     Raises:
         BudgetError: No allocation keeps all limits; says by how much the nearest misses each one alone.
     """
+    return allocations(items, minimize, limits, 1)[0]
+
+
+def allocations(
+    items: Sequence[Item], minimize: str, limits: Mapping[str, float], count: int
+) -> list[Allocation]:
+    """Return the best allocations, the best first: so many, or fewer if there are no more.
+
+    Args:
+        items: As ``allocate`` takes them.
+        minimize: As ``allocate`` takes it.
+        limits: As ``allocate`` takes them.
+        count: At least 1.
+
+    Raises:
+        BudgetError: As ``allocate`` raises it.
+    """
     items = [Item(i.name, _useful(i.choices, (minimize, *limits))) for i in items]
     _check_each_limit(items, limits)
+    found: list[Allocation] = []
+    while len(found) < count and (one := _allocated(items, minimize, limits, found)):
+        found.append(one)
+    if not found:
+        raise BudgetError(f"no plan keeps {_listed(limits)} together, though one keeps each alone")
+    return found
+
+
+def _allocated(
+    items: Sequence[Item],
+    minimize: str,
+    limits: Mapping[str, float],
+    others: Sequence[Allocation],
+) -> Allocation | None:
+    """Return the best allocation that none of the others is; ``None`` if no further one keeps the limits."""
     tight = dict(limits)
     for _ in range(_ROUNDS):
-        chosen = _solve(items, minimize, tight)
+        chosen = _solve(items, minimize, tight, others)
         if chosen is None:
-            break
+            return None
         found = totals(chosen)
         over = {name: found[name] - limit for name, limit in limits.items() if found[name] > limit}
         if not over:
@@ -92,7 +124,7 @@ def allocate(items: Sequence[Item], minimize: str, limits: Mapping[str, float]) 
             return Allocation(dict(zip(names, chosen, strict=True)), found)
         for name, by in over.items():  # the solver's tolerance
             tight[name] -= by
-    raise BudgetError(f"no plan keeps {_listed(limits)} together, though one keeps each alone")
+    return None
 
 
 def totals(chosen: Sequence[Choice]) -> dict[str, float]:
@@ -121,7 +153,10 @@ def _check_each_limit(items: Sequence[Item], limits: Mapping[str, float]) -> Non
 
 
 def _solve(
-    items: Sequence[Item], minimize: str, limits: Mapping[str, float]
+    items: Sequence[Item],
+    minimize: str,
+    limits: Mapping[str, float],
+    others: Sequence[Allocation],
 ) -> list[Choice] | None:
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
@@ -135,6 +170,9 @@ def _solve(
         costs = _costs(items, name)
         scale = (max(limit, costs.max()) or 1.0) / _SCALE
         rules.append(LinearConstraint(costs[None] / scale, -np.inf, limit / scale))
+    for other in others:
+        same = [c is other.chosen[i.name] for i in items for c in i.choices]
+        rules.append(LinearConstraint(np.array([same], float), 0, len(items) - 1))
     objective = _costs(items, minimize)
     found = milp(
         objective / (objective.max() or 1.0),

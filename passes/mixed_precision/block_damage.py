@@ -12,6 +12,9 @@ lowers them, on some rows of the weight; the rest is scaled by how much those ro
 What errors of several weights do is added: the linearity theorem of Malinovskii et al. 2024
 (https://arxiv.org/abs/2411.17525); the build measures whether it holds. The sum over rows without their
 products leaves out only what rounding errors of two rows have in common, which is nothing on average.
+
+An expert of a mixture reads the tokens that its router sends to it; the mean is over all tokens, so one that
+few tokens reach does little damage.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from torch import Tensor, fx
 
 from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.ops import routed_rows
 from qcompile.passes.calibration.parallel import each
 from qcompile.passes.calibration.way_back import Sums
+from qcompile.passes.quantization.block_experts import FEW
 from qcompile.passes.quantization.block_feedback import feed_back_rows
-from qcompile.passes.quantization.block_layers import Reader, reader, readers
+from qcompile.passes.quantization.block_layers import Reader, readers, readers_of
 from qcompile.passes.quantization.block_moments import DAMPING, Moments
 from qcompile.passes.quantization.block_rounding import TABLE_DAMPING, encode, has_feedback
 
@@ -59,23 +64,26 @@ class BlockDamage:
         self.graph, self.formats, self.told = graph, formats, told
         self.found: dict[str, Mapping[str, float]] = dict(known)
         wanted = formats.keys() - known.keys()
-        layers = [layer for node in graph.nodes if (layer := reader(node)) is not None]
-        self._layers = {layer.node: layer for layer in layers if layer.name in wanted}
+        found = {node: [o for o in readers_of(node) if o.name in wanted] for node in graph.nodes}
+        self._layers = {node: layers for node, layers in found.items() if layers}
         self._trials: dict[str, _Trials] = {}
 
     @property
     def weights(self) -> frozenset[str]:
         """The weights that will be tried."""
-        return frozenset(layer.name for layer in self._layers.values())
+        return frozenset(layer.name for layers in self._layers.values() for layer in layers)
 
     @property
-    def watched(self) -> Mapping[fx.Node, Reader]:
+    def watched(self) -> Mapping[fx.Node, Sequence[Reader]]:
         """The calls that read the weights."""
         return self._layers
 
     def visit(self, node: fx.Node, over: Over) -> None:
         """Try the formats when the last reader of a weight comes, and add what each reader says."""
-        layer = self._layers[node]
+        for layer in self._layers[node]:
+            self._visit(layer, over)
+
+    def _visit(self, layer: Reader, over: Over) -> None:
         name, weight = layer.name, self.graph.weights[layer.name].float()
         power = _power(layer, weight, over)
         if name not in self._trials:
@@ -119,15 +127,17 @@ class _Encoder:
 
     @classmethod
     def of(cls, layer: Reader, tied: bool, over: Over) -> _Encoder:
-        """Return what the inputs of a linear layer say."""
+        """Return what the inputs of a linear layer say; of an expert that few tokens reach, little."""
 
         def sums(value: Value, gradient: Tensor) -> tuple[Tensor, ...]:
-            rows = value(layer.source).flatten(0, -2)
+            rows = _inputs(layer, value)
             return rows.T @ rows, torch.tensor(len(rows))
 
         hessian, tokens = over(sums)
         none = hessian.new_zeros(())
         moments = Moments(int(tokens), hessian, none, none)
+        if layer.expert is not None and tokens < FEW:
+            return cls(moments.importance if tokens else None)
         upper = moments.upper(TABLE_DAMPING if tied else DAMPING).float()
         return cls(None if tied else moments.importance, upper)
 
@@ -212,8 +222,8 @@ def _power(layer: Reader, weight: Tensor, over: Over) -> Tensor:
         return (squares * weight.square()).sum(1)
 
     def sums(value: Value, gradient: Tensor) -> tuple[Tensor, ...]:
-        outputs = value(layer.source).flatten(0, -2) @ weight.T
-        return ((gradient.flatten(0, -2) * outputs).square().sum(0),)
+        outputs = _inputs(layer, value) @ weight.T
+        return ((_gradients(layer, value, gradient) * outputs).square().sum(0),)
 
     return over(sums)[0]
 
@@ -222,13 +232,36 @@ def _product(layer: Reader, trials: _Trials, over: Over) -> Tensor:
     """Return ``1/2 E[g_r^2 (E_r x)^2]`` of each error and row."""
 
     def sums(value: Value, gradient: Tensor) -> tuple[Tensor, ...]:
-        inputs = value(layer.source).flatten(0, -2)
-        part = gradient.flatten(0, -2)[:, trials.rows.numbers]
+        inputs = _inputs(layer, value)
+        part = _gradients(layer, value, gradient)[:, trials.rows.numbers]
         costs = [(part * (inputs @ error.T)).square().sum(0) for error in trials.errors]
-        return torch.stack(costs), torch.tensor(len(inputs))
+        return torch.stack(costs), torch.tensor(_tokens(layer, value))
 
     costs, tokens = over(sums)
     return 0.5 * costs / tokens
+
+
+def _inputs(layer: Reader, value: Value) -> Tensor:
+    """Return what a weight multiplies, ``[rows, in]``."""
+    if layer.expert is None:
+        return value(layer.source).flatten(0, -2)
+    x, chosen, shares = layer.node.args[:3]
+    given = value(shares) if isinstance(shares, fx.Node) else None
+    return routed_rows(value(x), value(chosen), given, layer.expert)  # type: ignore[arg-type]
+
+
+def _gradients(layer: Reader, value: Value, gradient: Tensor) -> Tensor:
+    """Return the gradients of what a weight gives, ``[rows, out]``."""
+    if layer.expert is None:
+        return gradient.flatten(0, -2)
+    return gradient[value(layer.node.args[1]) == layer.expert]  # type: ignore[arg-type]
+
+
+def _tokens(layer: Reader, value: Value) -> int:
+    """Return the tokens of a batch, whether or not they reach the weight."""
+    if layer.expert is None:
+        return value(layer.source)[..., 0].numel()
+    return len(value(layer.node.args[1]))  # type: ignore[arg-type]
 
 
 def _looked_up(layer: Reader, trials: _Trials, over: Over) -> Tensor:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_TINY = 1e-30
+
 
 def drawn_labels(logits: Tensor, batch: int) -> Tensor:
     """Return ``p - onehot(y)`` for a label ``y ~ p`` at each position: of KL divergence.
@@ -25,6 +27,43 @@ def drawn_labels(logits: Tensor, batch: int) -> Tensor:
     seeded = torch.Generator().manual_seed(batch)
     drawn = torch.multinomial(p.flatten(0, -2), 1, generator=seeded)
     return p - torch.zeros_like(p).flatten(0, -2).scatter_(-1, drawn, 1.0).reshape(p.shape)
+
+
+def weighed_outcomes(probabilities: Tensor, batch: int) -> Tensor:
+    """Return ``weighed_labels`` of what is a softmax already."""
+    p = probabilities.clamp(min=_TINY)
+    return weighed_labels(p.log(), batch) / p
+
+
+def relative_error(output: Tensor, batch: int) -> Tensor:
+    """Return normal numbers whose cost is the squared error over the power of the output.
+
+    Args:
+        output: The first axis counts samples.
+        batch: Seeds the draw.
+    """
+    power = output.double().square().sum() / max(1, len(output))
+    return standard_normal(output, batch) * (2 / power.clamp(min=_TINY)).sqrt().to(output.dtype)
+
+
+def weighed_labels(logits: Tensor, batch: int) -> Tensor:
+    """Return ``sqrt(p_y / q_y) (p - onehot(y))`` for a label ``y ~ q``: of KL divergence, for few samples.
+
+    With ``q`` in proportion to ``p_y |p - onehot(y)|`` a sure prediction is not drawn over and over, whose
+    gradient is nearly nothing; the factor leaves the mean as it is (importance sampling).
+
+    Args:
+        logits: ``[..., classes]``.
+        batch: Seeds the draw.
+    """
+    p = logits.double().softmax(-1).flatten(0, -2)
+    length = (p.square().sum(-1, keepdim=True) - 2 * p + 1).clamp(min=0).sqrt()
+    q = p * length + 1e-12
+    q = q / q.sum(-1, keepdim=True)
+    drawn = torch.multinomial(q, 1, generator=torch.Generator().manual_seed(batch))
+    factor = (p.gather(-1, drawn) / q.gather(-1, drawn)).sqrt()
+    found = factor * (p - torch.zeros_like(p).scatter_(-1, drawn, 1.0))
+    return found.reshape(logits.shape).to(logits.dtype)
 
 
 def standard_normal(output: Tensor, batch: int) -> Tensor:

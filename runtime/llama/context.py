@@ -16,7 +16,7 @@ from qcompile.runtime.llama.model import Model
 
 BATCH = 512
 """Tokens that are computed at once; llama.cpp's own default."""
-_CACHES = {"f32": "GGML_TYPE_F32", "f16": "GGML_TYPE_F16"}
+_CACHES = {"f32": "GGML_TYPE_F32", "f16": "GGML_TYPE_F16", "q8_0": "GGML_TYPE_Q8_0"}
 Logits = NDArray[np.float32]
 
 
@@ -25,7 +25,8 @@ class Options:
     """How llama.cpp computes; part of what was verified, so the manifest names them.
 
     Args:
-        kv_type: Of the remembered keys and values, ``f16`` (llama.cpp's default) or ``f32``.
+        kv_type: Of the remembered keys and values: ``f16`` (llama.cpp's default), ``f32``, or ``q8_0``, which
+            needs the fused kernel.
         flash_attention: Use the fused attention kernel.
         repack: See ``Model``.
     """
@@ -48,11 +49,13 @@ class Options:
         wrong = [n for n in ("flash_attention", "repack") if type(getattr(found, n)) is not bool]
         if found.kv_type not in _CACHES:
             wrong.append("kv_type")
+        if found.kv_type == "q8_0" and found.flash_attention is False:
+            wrong += ["kv_type", "flash_attention"]
         if wrong:
             values = ", ".join(f"{n} is {getattr(found, n)!r}" for n in wrong)
             raise BundleError(
                 f"wrong engine options: {values}; kv_type is {' or '.join(_CACHES)}, the others are "
-                "true or false"
+                "true or false, and q8_0 needs flash_attention"
             )
         return found
 

@@ -28,18 +28,21 @@ class Model:
         file: The model.
         repack: Let llama.cpp rearrange quantized weights for this CPU while it loads. Prompts are
             read faster; on CPUs with AMX some versions crash.
+        empty: Read no weights and allocate nothing: only sizes are asked for.
 
     Raises:
         BundleError: It is no model that llama.cpp runs; says why.
         MissingPackageError: llama-cpp-python is not installed.
     """
 
-    def __init__(self, file: Path, *, repack: bool = False) -> None:
+    def __init__(self, file: Path, *, repack: bool = False, empty: bool = False) -> None:
         functions = library()
         _check_header(file)
         settings = functions.llama_model_default_params()
         settings.n_gpu_layers = 0
         settings.use_extra_bufts = repack
+        if empty:
+            _allocate_nothing(settings)
         listen()
         handle = functions.llama_model_load_from_file(os.fsencode(file), settings)
         if not handle:
@@ -155,6 +158,20 @@ def _check_header(file: Path) -> None:
         raise BundleError(f"{file} cannot be read: {error.strerror}") from error
     if len(head) < _HEADER.size or not head.startswith(MAGIC):
         raise BundleError(f"it is no GGUF file: it begins with {head[:4]!r}, not {MAGIC!r}")
+
+
+def _allocate_nothing(settings: Any) -> None:
+    """Let llama.cpp say what it would allocate.
+
+    Raises:
+        BundleError: This version cannot.
+    """
+    known = {name for name, *_ in settings._fields_}
+    if not {"no_alloc", "load_mode"} <= known:
+        raise BundleError(
+            f"llama-cpp-python {version()} does not say what a model takes: install a newer one"
+        )
+    settings.no_alloc, settings.load_mode = True, 0  # LLAMA_LOAD_MODE_NONE: nothing is mapped
 
 
 def _token(found: int) -> int | None:

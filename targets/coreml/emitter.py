@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
 from qcompile.targets.base import Emitter
 from qcompile.targets.coreml import (
+    choices,
     compare,
     deployment,
     features,
@@ -41,7 +42,7 @@ from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, quantized
 from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
-from qcompile.targets.plans import NodePlan, Probe, UnitPlan
+from qcompile.targets.plans import NodePlan, Probe, TensorChoices, UnitPlan
 
 ARTIFACT = "model.mlpackage"
 PROOF = {
@@ -65,6 +66,20 @@ class CoremlEmitter(Emitter):
     ) -> Scheme:
         return precisions.scheme(precision, device, options)
 
+    def mixed_scheme(self, device: Device) -> Scheme:
+        """Return float16 arithmetic on weights of many formats."""
+        return choices.mixed_scheme()
+
+    def weight_choices(
+        self,
+        graph: Graph,
+        device: Device,
+        pins: Sequence[tuple[str, str]] = (),
+        keep_float: frozenset[str] = frozenset(),
+    ) -> Sequence[TensorChoices]:
+        """Return palettes, int4 blocks, int8 and float16, as far as the device's oldest system loads them."""
+        return choices.coreml_choices(graph, device, pins, keep_float)
+
     def check(self, graph: Graph, device: Device) -> None:
         load_coremltools()
         features.refuse_misfits(graph)
@@ -85,7 +100,11 @@ class CoremlEmitter(Emitter):
             first = equalized(recipe)
             last = [FoldActivation(), *last]  # needs the final ranges
         stored = QuantizeStoredWeights(
-            recipe.log, keep_float=recipe.keep_float, weight=scheme.weight, whole_table=True
+            recipe.log,
+            keep_float=recipe.keep_float,
+            weight=scheme.weight,
+            whole_table=True,
+            formats=recipe.formats,
         )
         return [*first, stored, *quantized(recipe, INTEGER_OPS), *last]
 

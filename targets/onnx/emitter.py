@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,18 @@ from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredW
 from qcompile.targets.base import Emitter
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
-from qcompile.targets.onnx import compare, optimized, planning
+from qcompile.targets.onnx import blocks, choices, compare, optimized, planning
 from qcompile.targets.onnx.capabilities import INTEGER_OPS
-from qcompile.targets.onnx.export import export
+from qcompile.targets.onnx.export import OPSET, export
 from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
-from qcompile.targets.plans import NodePlan
+from qcompile.targets.plans import NodePlan, TensorChoices
 
 MINIMUM = "1.23"
 """The first that makes an integer convolution of one with a float bias: 1.22.1 leaves it float, 1.23.2,
 1.24.4, 1.26.0 and 1.31.1 do not (measured on MobileNetV2)."""
+MINIMUM_OF_TWO_BITS = "1.31"
+"""The one in which codes of 2 bits were tried; they are of opset 25."""
 ARTIFACT = "model.onnx"
 _PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
 _OPTIONS = {
@@ -70,6 +72,20 @@ class OnnxEmitter(Emitter):
         signed = device.arch == "aarch64"
         return Scheme(precision, weight, QuantSpec(signed=signed, symmetric=False))
 
+    def mixed_scheme(self, device: Device) -> Scheme:
+        """Return float arithmetic on weights of many formats."""
+        return choices.mixed_scheme()
+
+    def weight_choices(
+        self,
+        graph: Graph,
+        device: Device,
+        pins: Sequence[tuple[str, str]] = (),
+        keep_float: frozenset[str] = frozenset(),
+    ) -> Sequence[TensorChoices]:
+        """Return int8, blocks of int4 and of 2 bits, and float32."""
+        return choices.onnx_choices(graph, pins, keep_float)
+
     def check(self, graph: Graph, device: Device) -> None:
         for package in _PACKAGES:
             try:
@@ -85,7 +101,9 @@ class OnnxEmitter(Emitter):
         scheme = recipe.scheme
         if scheme.weight is None:
             return [ConvertToHalf()] if scheme.float_bits == 16 else []
-        stored = QuantizeStoredWeights(recipe.log, keep_float=recipe.keep_float)
+        stored = QuantizeStoredWeights(
+            recipe.log, keep_float=recipe.keep_float, formats=recipe.formats
+        )
         if scheme.activation is None:
             return [stored, *quantized(recipe, INTEGER_OPS), EliminateDeadCode()]
         return [
@@ -106,7 +124,8 @@ class OnnxEmitter(Emitter):
         model = export(graph)
         onnx_ir.save(model, folder / ARTIFACT)
         options = _SIGNED_OPTIONS if _has_signed_activations(graph) else _OPTIONS
-        engine = {"name": "onnxruntime", "minimum": MINIMUM, "options": options}
+        minimum = MINIMUM_OF_TWO_BITS if blocks.needed_opset(graph) > OPSET else MINIMUM
+        engine = {"name": "onnxruntime", "minimum": minimum, "options": options}
         floats = optimized.float_ops(folder / ARTIFACT, options)
         tools = {package: importlib.metadata.version(package) for package in _PACKAGES}
         return Emitted(ARTIFACT, (ARTIFACT,), engine, tuple(floats), tools)

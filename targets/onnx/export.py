@@ -13,7 +13,7 @@ import torch
 
 from qcompile.compiler.ir.errors import MissingPackageError, UnsupportedError
 from qcompile.compiler.ir.graph import Graph
-from qcompile.targets.onnx import rewrites
+from qcompile.targets.onnx import blocks, rewrites
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -40,7 +40,8 @@ def export(graph: Graph) -> onnx_ir.Model:
                 graph.exported(),
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
-                opset_version=OPSET,
+                opset_version=max(OPSET, blocks.needed_opset(graph)),
+                custom_translation_table=blocks.translations(),
                 dynamo=True,
                 optimize=True,
                 verbose=False,
@@ -51,6 +52,7 @@ def export(graph: Graph) -> onnx_ir.Model:
     model = program.model
     assert isinstance(model, onnx_ir.Model)
     _rename_inputs(model, graph)
+    blocks.lower_blocks(model)
     rewrites.use_global_average_pool(model)
     rewrites.quantize_gemm_biases(model)
     rewrites.drop_zero_points(model)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import qcompile.runtime
 from qcompile.compiler.ir.errors import MissingPackageError, TargetError
-from qcompile.targets.tvm.cache import cached, digest
+from qcompile.targets.cache import cached, digest
 
 Progress = Callable[[int, int], None]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.runtime.errors import BundleError
+from qcompile.targets.cache import cached, digest
 from qcompile.targets.tvm import libraries
-from qcompile.targets.tvm.cache import cached, digest
 from qcompile.targets.tvm.libraries import Progress
 
 PROGRAM = "run"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.compiler.ir.errors import OutputError, TargetError
-from qcompile.targets.tvm.cache import cache_root, digest
+from qcompile.targets.cache import cache_root, digest
 
 FILE = "tuning.jsonl"
 _FIELDS = {"tvm", "target", "task", "name", "seconds", "trace"}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompile.compiler.ir.errors import BudgetError
-from qcompile.passes.mixed_precision.allocation import Choice, Item, allocate, totals
+from qcompile.passes.mixed_precision.allocation import Choice, Item, allocate, allocations, totals
 
 COST = st.integers(0, 1000)
 SHARE = st.integers(0, 100).map(lambda percent: percent / 100)
@@ -51,6 +51,26 @@ def test_it_is_the_best_of_all(costs: list[list[tuple[int, int, int]]], a: float
     result = allocate(found, "damage", limits)
     assert result.totals["damage"] == pytest.approx(expected, abs=1e-6)
     assert all(result.totals[name] <= limit for name, limit in limits.items())
+
+
+@given(st.lists(CHOICES, min_size=1, max_size=4), SHARE, st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_the_next_best(costs: list[list[tuple[int, int, int]]], share: float, count: int) -> None:
+    """The first of all allocations in order of damage, choices left out that another equals or beats."""
+    costs = [sorted({b: (b, d, m) for b, d, m in row}.values()) for row in costs]
+    costs = [[c for i, c in enumerate(row) if all(c[1] < o[1] for o in row[:i])] for row in costs]
+    found = items(costs)
+    limit = share * sum(max(c.costs["bytes"] for c in item.choices) for item in found)
+    sums = [totals(chosen) for chosen in itertools.product(*(item.choices for item in found))]
+    expected = sorted(s["damage"] for s in sums if s["bytes"] <= limit)[:count]
+
+    if not expected:
+        with pytest.raises(BudgetError):
+            allocations(found, "damage", {"bytes": limit}, count)
+        return
+    several = allocations(found, "damage", {"bytes": limit}, count)
+    assert [a.totals["damage"] for a in several] == pytest.approx(expected, abs=1e-6)
+    assert len({tuple(c.name for c in a.chosen.values()) for a in several}) == len(several)
 
 
 def test_a_thousand_tensors_of_twenty_choices() -> None:

@@ -172,3 +172,61 @@ def test_rows_that_count_most_are_among_them() -> None:
     assert float((rows.counts * power[rows.numbers]).sum()) == pytest.approx(
         float(power.sum()), rel=0.2
     )
+
+
+class Mixture(nn.Module):
+    """Two of four experts for each word, one of them for few words; shares weigh their outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.table = nn.Embedding(WORDS, WIDTH)
+        self.router = nn.Linear(WIDTH, 4)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+        self.out = nn.Linear(WIDTH, WORDS, bias=False)
+        nn.init.normal_(self.table.weight)
+        with torch.no_grad():
+            self.router.bias.copy_(torch.tensor([0.0, 0.3, -0.3, -1.0]))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.table(input_ids).flatten(0, 1)
+        shares, chosen = self.router(x).softmax(-1).topk(2)
+        weights = [expert.weight for expert in self.experts]
+        y = torch.ops.qcompile.expert_linear(x[:, None], chosen, shares, weights).sum(1)
+        return self.out(functional.layer_norm(x + 3 * y, (WIDTH,))).reshape(*input_ids.shape, WORDS)
+
+
+def test_experts(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prediction is what is measured, and one that few tokens reach does less."""
+    monkeypatch.setattr(block_damage, "has_feedback", lambda format: False)
+    graph = trace(Mixture(), samples.batches[0]["input_ids"])
+    names = [f"experts.{i}.weight" for i in range(4)]
+    found = BlockDamage(graph, {name: [BLOCK_FORMATS["Q4_0"]] for name in names}, {})
+    WayBack(graph, samples, drawn_labels).run(found)
+    predicted = [found.found[name]["Q4_0"] for name in names]
+
+    for name, damage in zip(names, predicted, strict=True):
+        decoded = encode(graph.weights[name], BLOCK_FORMATS["Q4_0"], None).decoded
+        assert damage == pytest.approx(measured(graph, samples, name, decoded), rel=0.5)
+    assert predicted[3] < 0.5 * max(predicted)
+
+
+def test_gradients_of_experts() -> None:
+    """Those of what the op computes, written out."""
+    torch.manual_seed(3)
+    chosen = torch.tensor([[0, 2], [2, 1], [1, 0], [3, 2]])
+    weights = [torch.randn(5, 6) for _ in range(4)]
+    for width in (1, 2):
+        leaves = [torch.randn(4, width, 6).requires_grad_(), torch.rand(4, 2).requires_grad_()]
+        x, shares = leaves
+        found = torch.ops.qcompile.expert_linear(x, chosen, shares, weights)
+        stacked = torch.stack(weights)[chosen]
+        expected = torch.einsum("tcoi,tci->tco", stacked, x.expand(4, 2, 6) * shares[..., None])
+        seen = torch.randn(4, 2, 5)
+        torch.testing.assert_close(found, expected)
+        for own, wanted in zip(
+            torch.autograd.grad(found, leaves, seen),
+            torch.autograd.grad(expected, leaves, seen),
+            strict=True,
+        ):
+            torch.testing.assert_close(own, wanted)

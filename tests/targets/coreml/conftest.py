@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,12 @@ def save_mil(folder: Path, build: Build, inputs: Mapping[str, Array], opset: str
         )  # fmt: skip
         model.save(str(folder))
     return [o.name for o in model.get_spec().description.output]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Spare the garbage collector what other tests have imported; see ``tests/conftest.py``."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

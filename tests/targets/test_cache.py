@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qcompile.compiler.ir.errors import OutputError
-from qcompile.targets.tvm.cache import cache_root, cached, digest
+from qcompile.targets.cache import cache_root, cached, digest
 
 
 @pytest.fixture(autouse=True)
