@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -24,6 +25,11 @@ ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
 settings.register_profile("qcompile", deadline=None, derandomize=True, database=None)
 settings.load_profile("qcompile")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported: coremltools runs it at every conversion."""
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,6 +113,18 @@ def helper(file: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def stored() -> ModuleType:
+    """Weights in codes and tables in Core ML packages: ``tests/targets/coreml/stored_weights.py``."""
+    return helper("targets/coreml/stored_weights.py")
+
+
+@pytest.fixture(scope="session")
+def streams() -> ModuleType:
+    """Nets with scaled channels, equalized: ``tests/passes/graph/streams.py``."""
+    return helper("passes/graph/streams.py")
 
 
 @pytest.fixture(scope="session")

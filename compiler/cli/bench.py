@@ -6,13 +6,7 @@ from pathlib import Path
 
 import click
 
-from qcompile.compiler.cli.common import (
-    console,
-    debug_option,
-    json_option,
-    print_json,
-    reports_errors,
-)
+from qcompile.compiler.cli.common import console, print_json, reports_errors
 
 
 @click.command("bench")
@@ -23,8 +17,6 @@ from qcompile.compiler.cli.common import (
 @click.option(
     "--runs", type=click.IntRange(10), default=500, show_default=True, help="Timed calls."
 )
-@json_option
-@debug_option
 @reports_errors
 def command(bundle: Path, threads: int, runs: int, as_json: bool) -> None:
     """Measure latency percentiles, load time and peak memory, in a process of their own."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from qcompile.compiler.cli.common import (
-    Size,
-    debug_option,
-    json_option,
-    print_json,
-    progress_display,
-    reports_errors,
-)
+from qcompile.compiler.cli.common import Size, print_json, progress_display, reports_errors
+
+if TYPE_CHECKING:
+    from qcompile.compiler.driver import BuildOptions
 
 
 def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
@@ -72,29 +69,40 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
               show_default=True, help="How weights are rounded.")  # fmt: skip
 @click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
-              help="gguf: the type of tensors whose name has this in it; repeatable.")  # fmt: skip
+              help="gguf, and under a budget: the type of tensors whose name has this in it; "
+              "repeatable.")  # fmt: skip
 @click.option("--encoder", type=click.Choice(["qcompile", "ggml"]), default="qcompile",
               show_default=True, help="gguf: ggml gives llama.cpp's own bytes.")  # fmt: skip
 @click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE",
               help="gguf: llama.cpp's importances, instead of --calibrate.")  # fmt: skip
 @click.option("--seq-len", type=click.IntRange(min=2), metavar="N",
               help="gguf: tokens of a calibration sequence; default: 512, or the context.")  # fmt: skip
-@click.option("--resume", is_flag=True, help="gguf: go on with what a killed build left.")
-@click.option("--max-size", type=Size(), metavar="SIZE", help="gguf: the file's bytes at most; each "
+@click.option("--resume", is_flag=True, help="gguf, and under a budget: go on with what a "
+              "killed build left.")  # fmt: skip
+@click.option("--max-size", type=Size(), metavar="SIZE", help="The artifact's bytes at most; each "
               "tensor gets the format that serves the whole best.")  # fmt: skip
 @click.option("--target-bpw", type=float, metavar="BITS",
-              help="gguf: bits of a weight at most, scales included, on average.")  # fmt: skip
-@click.option("--max-kl", type=float, metavar="NATS", help="gguf: KL divergence from the original's "
-              "predictions at most, measured in llama.cpp.")  # fmt: skip
-@click.option("--optimize", type=click.Choice(["quality", "size"]), help="What is improved once all "
-              "limits hold; default: quality, or size under --max-kl alone.")  # fmt: skip
+              help="Bits of a weight at most, scales included, on average.")  # fmt: skip
+@click.option("--max-ram", type=Size(), metavar="SIZE", help="gguf: memory at most of a process that runs "
+              "it: weights, keys and values of --context, activations, engine.")  # fmt: skip
+@click.option("--context", type=int, metavar="N",
+              help="Tokens that --max-ram has room for; default: what the model takes.")  # fmt: skip
+@click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True,
+              help="gguf: how llama.cpp is to remember keys and values.")  # fmt: skip
+@click.option("--max-latency", type=float, metavar="MS", help="gguf: milliseconds of a token at most: "
+              "measured for the target host, else from the device's bandwidth.")  # fmt: skip
+@click.option("--max-kl", type=float, metavar="NATS", help="KL divergence from the original's "
+              "predictions at most, measured in the artifact's engine.")  # fmt: skip
+@click.option("--optimize", type=click.Choice(["quality", "size", "latency"]), help="What is improved "
+              "once all limits hold, --min-sqnr and --max-drop too; default: quality, or size under "
+              "--max-kl alone.")  # fmt: skip
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="gguf: build a saved plan.")  # fmt: skip
+              help="Build a saved plan.")  # fmt: skip
 @click.option("--save-plan", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the plan that was built.")  # fmt: skip
-@click.option(
-    "--pareto", is_flag=True, help="gguf: print the best plans of all sizes; build nothing."
-)
+@click.option("--pareto", is_flag=True, help="Print the best plans of all sizes; build nothing.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE",
+              help="With --pareto: draw them, as .svg or .html.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
@@ -105,38 +113,27 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR",
               help="Write the graph after each pass.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
-@json_option
-@debug_option
 @reports_errors
-def command(model: str, output: Path | None, dry_run: bool, pareto: bool, force: bool, as_json: bool,
-            **given: Any) -> None:  # fmt: skip
+def command(model: str, output: Path | None, dry_run: bool, pareto: bool, plot: Path | None, force: bool,
+            as_json: bool, **given: Any) -> None:  # fmt: skip
     """Compile MODEL into a bundle.
 
     MODEL is a model file, package.module:factory, a .pt2 program, or a language model's Hugging Face
     directory.
     """
     from qcompile.compiler.cli import show
-    from qcompile.compiler.driver import BuildOptions, build
+    from qcompile.compiler.driver import build
     from qcompile.compiler.driver import dry_run as plan
-    from qcompile.compiler.driver.budget import Budget
-    from qcompile.compiler.driver.front import front
+    from qcompile.compiler.driver.front import check_plot, front
     from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
-    from qcompile.targets.options import BlockOptions, Tuning, WeightOptions
 
-    given["keep_float"] = frozenset(given.pop("ignore"))
-    given["format"] = given.pop("format_")
-    names = ("granularity", "group_size", "palette_entries", "channel_scales")
-    given["weights"] = WeightOptions(**{name: given.pop(name) for name in names})
-    types = tuple(_tensor_type(text) for text in given.pop("tensor_types"))
-    given["blocks"] = BlockOptions(types, given.pop("encoder"), given.pop("imatrix"))
-    if given["format"] is None and is_directory(model, given["target"]):
-        given["format"] = "gguf"
-    limits = ("max_size", "target_bpw", "max_kl", "optimize")
-    given["budget"] = Budget(**{name: given.pop(name) for name in limits})
-    given["tuning"] = Tuning(given.pop("trials"), given.pop("tune_database"))
-    options = BuildOptions(**given)
+    if given["format_"] is None and is_directory(model, given["target"]):
+        given["format_"] = "gguf"
+    options = _options(given)
     options.resolve()
+    if plot is not None:
+        check_plot(plot, pareto=pareto)
     if output is not None and not (dry_run or pareto):
         check_destination(output, force=force)
     if options.dump_ir is not None:
@@ -151,10 +148,28 @@ def command(model: str, output: Path | None, dry_run: bool, pareto: bool, force:
             folder = output or Path(f"{source.name}.qc")
             bundle = build(source, folder, options, force=force, progress=progress)
     if pareto:
-        print_json(plans.as_json()) if as_json else show.front(plans)
+        show.front(plans, plot, as_json=as_json)
     elif dry_run:
         print_json(found.as_json()) if as_json else show.plan(found)
     elif as_json:
         print_json(show.bundle_data(bundle))
     else:
         show.bundle(bundle)
+
+
+def _options(given: dict[str, Any]) -> BuildOptions:
+    """Return what the command line says, in the driver's words."""
+    from qcompile.compiler.driver import BuildOptions
+    from qcompile.compiler.driver.budget import Budget
+    from qcompile.targets.options import BlockOptions, Tuning, WeightOptions
+
+    given["keep_float"] = frozenset(given.pop("ignore"))
+    given["format"] = given.pop("format_")
+    names = ("granularity", "group_size", "palette_entries", "channel_scales")
+    given["weights"] = WeightOptions(**{name: given.pop(name) for name in names})
+    types = tuple(_tensor_type(text) for text in given.pop("tensor_types"))
+    told = {name: given.pop(name) for name in ("encoder", "imatrix", "kv_type")}
+    given["blocks"] = BlockOptions(types, **told)
+    given["budget"] = Budget(**{field.name: given.pop(field.name) for field in fields(Budget)})
+    given["tuning"] = Tuning(given.pop("trials"), given.pop("tune_database"))
+    return BuildOptions(**given)

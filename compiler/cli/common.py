@@ -37,8 +37,8 @@ class Size(click.ParamType):  # type: ignore[type-arg]
         return int(float(match[1]) * _UNITS[match[2]])
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print data for machines.")
-debug_option = click.option("--debug", is_flag=True, help="Show a traceback with an error.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print data for machines.")
+_debug_option = click.option("--debug", is_flag=True, help="Show a traceback with an error.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), default=lambda: os.cpu_count() or 1,
     show_default="all cores", help="Of llama.cpp.",
@@ -46,7 +46,10 @@ threads_option = click.option(
 
 
 def reports_errors(function: Function) -> Function:
-    """Turn errors into one sentence on stderr and an exit code; with ``--json``, into data."""
+    """Turn errors into one sentence on stderr and an exit code; with ``--json``, into data.
+
+    Adds ``--json``, which the function gets as ``as_json``, and ``--debug``.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, debug: bool = False, **options: Any) -> Any:
@@ -60,12 +63,12 @@ def reports_errors(function: Function) -> Function:
                 raise
             sys.exit(report(error, as_json=options.get("as_json", False)))
 
-    return wrapped  # type: ignore[return-value]
+    return _json_option(_debug_option(wrapped))  # type: ignore[return-value]
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
     """Print an error; return its exit code."""
-    from qcompile.compiler.ir.errors import GateError
+    from qcompile.compiler.ir.errors import BudgetError, GateError
 
     data: dict[str, Any] = {"error": _message(error), "exit_code": 2}
     if isinstance(error, GateError):
@@ -73,6 +76,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
         if error.bundle is not None:
             data["bundle"] = str(error.bundle.path)  # type: ignore[attr-defined]
             data["gates"] = list(error.bundle.manifest.gates)  # type: ignore[attr-defined]
+    if isinstance(error, BudgetError):
+        data["nearest"] = list(error.nearest)
     if as_json:
         print_json(data)
     else:

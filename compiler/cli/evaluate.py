@@ -10,8 +10,6 @@ from rich.table import Table
 
 from qcompile.compiler.cli.common import (
     console,
-    debug_option,
-    json_option,
     print_json,
     progress_display,
     reports_errors,
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 )
 @click.option("--max-sequences", type=click.IntRange(1), help="Use the first ones only.")
 @threads_option
-@json_option
-@debug_option
 @reports_errors
 def command(
     bundle: Path,

@@ -6,13 +6,7 @@ from pathlib import Path
 
 import click
 
-from qcompile.compiler.cli.common import (
-    debug_option,
-    json_option,
-    print_json,
-    reports_errors,
-    threads_option,
-)
+from qcompile.compiler.cli.common import print_json, reports_errors, threads_option
 
 
 @click.command("generate")
@@ -44,8 +38,6 @@ from qcompile.compiler.cli.common import (
     help="Through the chat template, or as it is; default: if it has one.",
 )
 @threads_option
-@json_option
-@debug_option
 @reports_errors
 def command(
     bundle: Path,

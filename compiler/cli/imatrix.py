@@ -7,15 +7,7 @@ from typing import Any
 
 import click
 
-from qcompile.compiler.cli.common import (
-    Size,
-    console,
-    debug_option,
-    json_option,
-    print_json,
-    progress_display,
-    reports_errors,
-)
+from qcompile.compiler.cli.common import Size, console, print_json, progress_display, reports_errors
 
 
 @click.command("imatrix")
@@ -31,8 +23,6 @@ from qcompile.compiler.cli.common import (
 @click.option("--max-host-ram", type=Size(), default="1GiB", show_default=True,
               help="Activations in memory; the rest waits on disk.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
-@json_option
-@debug_option
 @reports_errors
 def command(model: str, calibrate: Path, output: Path, as_json: bool, **given: Any) -> None:
     """Let a language model read a text, and write which of its inputs matter, as llama-imatrix does.

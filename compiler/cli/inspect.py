@@ -7,21 +7,13 @@ from pathlib import Path
 
 import click
 
-from qcompile.compiler.cli.common import (
-    console,
-    debug_option,
-    json_option,
-    print_json,
-    reports_errors,
-)
+from qcompile.compiler.cli.common import console, print_json, reports_errors
 
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--limit", type=int, help="Show so many layers only, the worst first.")
 @click.option("-t", "--target", help="Predict compute units for this device, not the bundle's.")
-@json_option
-@debug_option
 @reports_errors
 def command(bundle: Path, limit: int | None, target: str | None, as_json: bool) -> None:
     """Show a bundle: figures, inputs, outputs, layers by damage, and where each op would run."""

@@ -8,14 +8,12 @@ import sys
 
 import click
 
-from qcompile.compiler.cli.common import debug_option, json_option, print_json, reports_errors
+from qcompile.compiler.cli.common import print_json, reports_errors
 from qcompile.runtime.errors import QCompileError
 
 
 @click.command("passes")
 @click.argument("name", required=False)
-@json_option
-@debug_option
 @reports_errors
 def command(name: str | None, as_json: bool) -> None:
     """List passes, or show one: what it rewrites, before and after, and its options."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from qcompile.compiler.cli.common import console
+from qcompile.compiler.cli.common import console, print_json
 from qcompile.compiler.driver import Bundle, DryRun
 from qcompile.compiler.driver.front import Front
+from qcompile.compiler.driver.plan import MEASURES
 from qcompile.targets.plans import UnitPlan
 
 
@@ -93,25 +94,26 @@ def layers(found: Bundle, limit: int | None) -> None:
     console().print(table)
 
 
-def front(found: Front) -> None:
-    """Print plans of growing size."""
+def front(found: Front, plot: Path | None, *, as_json: bool) -> None:
+    """Print plans of growing size or time; draw them, if there is a file for it."""
+    if plot is not None:
+        found.draw(plot)
+    if as_json:
+        print_json(found.as_json())
+        return
     out = console()
-    out.print(
-        f"[bold]{found.model}[/bold] for {found.target}: the best plan of each size, by prediction"
-    )
-    table = Table("bytes", "bits a weight", "KL divergence", "formats", box=None, pad_edge=False)
-    for plan in found.plans:
-        counts = Counter(plan.types.values()).most_common()
-        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(counts))
-        table.add_row(f"{plan.bytes:,}", f"{plan.bits_per_weight:.2f}", f"{plan.damage:.3g}", kinds)
+    heading, *rows = found.table()
+    out.print(f"[bold]{escape(found.title)}[/bold]")
+    table = Table(*heading, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
     out.print(table)
 
 
 def plan_rows(found: Bundle, limit: int | None) -> None:
     """Print what each tensor was given, and what else was possible; what does most damage first."""
-    table = Table(
-        "tensor", "format", "bytes", "KL divergence", "better", "cheaper", box=None, pad_edge=False
-    )
+    what = MEASURES[found.manifest.plan.get("measure", "kl")]
+    table = Table("tensor", "format", "bytes", what, "better", "cheaper", box=None, pad_edge=False)
     rows = found.manifest.plan["rows"]
     for row in sorted(rows, key=lambda r: (-r["damage"], r["tensor"]))[:limit]:
         others = (_other(row["better"]), _other(row["cheaper"]))

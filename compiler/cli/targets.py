@@ -8,13 +8,7 @@ from collections.abc import Sequence
 import click
 from rich.table import Table
 
-from qcompile.compiler.cli.common import (
-    console,
-    debug_option,
-    json_option,
-    print_json,
-    reports_errors,
-)
+from qcompile.compiler.cli.common import console, print_json, reports_errors
 
 _FACTS = (
     ("format", "format", ""),
@@ -39,8 +33,6 @@ _FACTS = (
 
 @click.command("targets")
 @click.argument("name", required=False)
-@json_option
-@debug_option
 @reports_errors
 def command(name: str | None, as_json: bool) -> None:
     """List devices, or show one: facts, what runs fast there and why, and the sources."""

@@ -8,13 +8,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from qcompile.compiler.cli.common import (
-    console,
-    debug_option,
-    json_option,
-    print_json,
-    reports_errors,
-)
+from qcompile.compiler.cli.common import console, print_json, reports_errors
 
 
 @click.command("verify")
@@ -23,8 +17,6 @@ from qcompile.compiler.cli.common import (
 @click.option(
     "--min-sqnr", type=float, metavar="DB", help="Gate of --against; default: the build's."
 )
-@json_option
-@debug_option
 @reports_errors
 def command(bundle: Path, against: str | None, min_sqnr: float | None, as_json: bool) -> None:
     """Check a bundle's files, run its vectors, compare it with its model; or check an .mlpackage."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,8 +12,18 @@ from typing import Any
 
 import torch
 
-from qcompile.compiler.driver import language, memory, planning, quality, verification, write
+from qcompile.compiler.driver import (
+    language,
+    memory,
+    plan_checks,
+    planning,
+    quality,
+    verification,
+    weight_plans,
+    write,
+)
 from qcompile.compiler.driver.bundle import Bundle
+from qcompile.compiler.driver.closeness import Predictions
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target
@@ -31,6 +41,7 @@ from qcompile.compiler.ir.errors import (
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.mixed_precision.trial_store import TrialStore
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
 from qcompile.targets.options import DEFAULT_ACTIVATIONS
@@ -50,6 +61,9 @@ class Build:
         read: What was read of its texts, and what was not.
         notes: What was said of its file before the work.
         planned: The formats of its tensors, if they are not the precision's own.
+        before: What the model's ``evaluate`` gave for PyTorch's own model, once it is known.
+        predictions: By what an artifact is judged, once that is known.
+        trials: Weights in all of their formats, once there are any.
     """
 
     source: Source
@@ -66,6 +80,9 @@ class Build:
     read: str = ""
     notes: tuple[str, ...] = ()
     planned: planning.Planned | None = None
+    before: Mapping[str, float] | None = None
+    predictions: Predictions | None = None
+    trials: TrialStore | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -97,7 +114,7 @@ def build(
         GateError: A gate failed; the bundle is kept beside as ``NAME.qc.rejected``.
         QCompileError: The input, the options or the environment are wrong; nothing was written.
     """
-    target = options.resolve()
+    target = weight_plans.planned_target(source, options.resolve(), options)
     work = Build(source, options, target, progress or Progress())
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
@@ -106,7 +123,7 @@ def build(
     language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
     language.check(source, target, options)
-    planning.check(source, target, options)
+    plan_checks.check(source, target, options)
     work.notes = language.check_room(source, target, options, folder)
     with one_thread_per_op(), write.staged(folder) as stage, _work_folder(work, folder):
         with work.stage("calibration data"):
@@ -152,8 +169,8 @@ def _order(work: Build) -> Order:
 
 @contextmanager
 def _work_folder(work: Build, folder: Path) -> Iterator[None]:
-    """Give a language model's build a folder that a killed build leaves, and a finished one does not."""
-    if work.source.checkpoint is None:
+    """Give a long build a folder that it leaves when it is killed, and does not when it is finished."""
+    if work.source.checkpoint is None and not work.options.plans:
         yield
         return
     work.folder = language.work_folder(work.source, work.target, work.options, folder)
@@ -234,6 +251,7 @@ def run_passes(work: Build) -> None:
         checkpoint=work.source.checkpoint,
         blocks=planning.blocks(work),
         work=planning.folder(work),
+        formats=planning.formats(work),
     )
     assert work.graph is not None
     work.quantized = work.graph.copy()

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from qcompile.compiler.driver.plan import MEASURES
 from qcompile.runtime import manifest as manifests
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
@@ -108,11 +109,17 @@ def _plan(plan: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(counts.items()))
     said = [kinds]
     if plan["damage"] is not None:
-        said.append(f"predicted KL divergence of the weights {plan['damage']:.3g}")
+        what = MEASURES[plan.get("measure", "kl")]
+        said.append(f"predicted {what} of the weights {plan['damage']:.3g}")
     if "measured" in plan:
-        kl = plan["measured"]
+        found = plan["measured"]
+        kind, unit = (
+            ("kl" if "kl" in found else "error"),
+            ("tokens" if "tokens" in found else "samples"),
+        )
         said.append(
-            f"measured {kl['kl']:.3g} +- {kl['kl_error']:.1g} on {kl['tokens']:,} held-out tokens"
+            f"measured {found[kind]:.3g} +- {found[f'{kind}_error'] or 0:.1g} on {found[unit]:,} held-out "
+            f"{unit}"
         )
     return "; ".join(said)
 

@@ -124,17 +124,20 @@ def _options(work: Build) -> dict[str, Any]:
 
 
 def _of_blocks(work: Build) -> dict[str, Any]:
-    """Return the options that only language models have."""
-    if work.source.checkpoint is None:
-        return {}
+    """Return the options of plans, and those that only language models have."""
     o = work.options
-    return {
+    planned = {
         "budget": {k: v for k, v in asdict(o.budget).items() if v is not None},
+        "plan_file": o.plan_file.name if o.plan_file else None,
+        "tensor_types": [f"{expression}={kind}" for expression, kind in o.blocks.tensor_types],
+    }
+    if work.source.checkpoint is None:
+        return planned if o.plans else {}
+    return {
+        **planned,
         "encoder": o.blocks.encoder,
         "imatrix": o.blocks.imatrix.name if o.blocks.imatrix else None,
-        "plan_file": o.plan_file.name if o.plan_file else None,
         "seq_len": o.seq_len,
-        "tensor_types": [f"{expression}={kind}" for expression, kind in o.blocks.tensor_types],
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from qcompile.compiler.driver import language, planning
+from qcompile.compiler.driver import language, plan_checks
 from qcompile.compiler.driver.build import check_names
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.target import Target
@@ -78,8 +78,9 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
     language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
     language.check(source, target, options)
-    planning.check(source, target, options)
+    plan_checks.check(source, target, options)
     check_names(source, options.keep_float)
+    _refuse_budget(source, options)
     if source.checkpoint is not None:
         return _of_tensors(source.checkpoint, target, options)
     graph = source.graph.copy()
@@ -101,12 +102,20 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
     )
 
 
-def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> DryRun:
-    if options.budget:
+def _refuse_budget(source: Source, options: BuildOptions) -> None:
+    """Raise for what is only known after calibration; a language model's saved plan says it all.
+
+    Raises:
+        TargetError: There is a budget.
+    """
+    if options.budget or (options.plans and source.checkpoint is None):
         raise TargetError(
             "what a budget buys is known after calibration: leave out --dry-run, or give --pareto, which "
             "builds nothing"
         )
+
+
+def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> DryRun:
     found = language.file_plan(checkpoint, target, options)
     return DryRun(
         target=target.name,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 import qcompile
+from qcompile.compiler.driver.describe import model_sha256
 from qcompile.compiler.driver.plan import Plan, with_plan
 from qcompile.compiler.driver.work_folder import prefix, refuse_held, remove, siblings
 from qcompile.compiler.frontend.calibration_tables import RANDOM
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from qcompile.compiler.driver.target import Target
 
 WITHOUT_DATA = (
-    "without calibration data weights in {} are rounded to nearest: give --calibrate FILE (.txt, .jsonl, "
-    ".npz) or --imatrix FILE for smaller errors"
+    "without calibration data the errors of all inputs count alike in {}: give --calibrate FILE (.txt, "
+    ".jsonl, .npz) or --imatrix FILE for smaller errors of outputs"
 )
 SEQUENCE = 512
 """Tokens of a calibration sequence, as in llama-imatrix, if the model takes so many."""
@@ -160,16 +161,19 @@ def work_folder(source: Source, target: Target, options: BuildOptions, folder: P
 
 def _key(source: Source, target: Target, options: BuildOptions) -> str:
     """Return a digest of all that the blocks depend on; of files their size and time of change."""
-    assert source.checkpoint is not None
     given = options.calibrate, options.blocks.imatrix, options.plan_file
-    files = [f for f in given if isinstance(f, str | Path)]
-    files += sorted(source.checkpoint.path.glob("*.safetensors"))
-    files += sorted(source.checkpoint.path.glob("*.json"))
+    files = [f for f in given if isinstance(f, str | Path) and Path(f).exists()]
+    if source.checkpoint is not None:
+        files += sorted(source.checkpoint.path.glob("*.safetensors"))
+        files += sorted(source.checkpoint.path.glob("*.json"))
     stats = [(str(Path(f).resolve()), *_stat(Path(f))) for f in files]
     said = asdict(options.blocks) | {
         "version": qcompile.__version__,
         "precision": target.scheme.precision,
         "rounding": options.rounding,
+        "target": target.name,
+        "model": "" if source.checkpoint else model_sha256(source.graph),
+        "limits": (options.min_sqnr, options.max_drop),
         "budget": asdict(options.budget),
         "keep_float": sorted(options.keep_float),
         "samples": options.num_samples,

@@ -42,12 +42,12 @@ class BuildOptions:
         evaluate: Whether to run the model file's ``evaluate`` before and after.
         max_host_ram: Bytes of memory: of a language model's build all that it takes, of others activations
             during calibration; activations beyond wait on disk. ``None`` for 1 GiB of activations.
-        blocks: How a language model's weights are stored: gguf.
-        budget: What the artifact may take, and how far it may be from the original: gguf.
-        plan_file: A plan to build, instead of the precision's own formats: gguf.
+        blocks: How a language model's weights are stored: gguf; ``tensor_types`` pins weights of a plan.
+        budget: What the artifact may take, and how far it may be from the original: coreml, gguf, onnx.
+        plan_file: A plan to build, instead of the precision's own formats: coreml, gguf, onnx.
         save_plan: File for the plan that was built.
         seq_len: Tokens of a language model's calibration sequences.
-        resume: Go on with what a killed build of a language model left.
+        resume: Go on with what a killed build left, of a language model or under a budget.
         dump_ir: Folder for the IR text after each pass.
     """
 
@@ -74,6 +74,17 @@ class BuildOptions:
     seq_len: int | None = None
     resume: bool = False
     dump_ir: Path | None = None
+
+    @property
+    def gated(self) -> bool:
+        """Whether there are limits of quality that a plan can keep."""
+        return self.min_sqnr is not None or self.max_drop is not None
+
+    @property
+    def plans(self) -> bool:
+        """Whether each weight gets a format of its own."""
+        by_gates = self.budget.optimize == "size" and self.gated
+        return bool(self.budget) or self.plan_file is not None or by_gates
 
     def resolve(self) -> Target:
         """Return the target that they name.

@@ -1,4 +1,4 @@
-"""``Plan``: a format for each tensor of a language model, and why.
+"""``Plan``: a format for each tensor of a model, and why.
 
 Built from the damage that each format would do (``passes/mixed_precision``) and the bytes that it takes;
 ``allocate`` finds the best within a ``Budget``. It can be saved, read again, and corrected by what a built
@@ -15,13 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from qcompile.compiler.driver.budget import Budget
+from qcompile.compiler.driver.nearest import Limit, needed, tightest, together
 from qcompile.compiler.ir.errors import BudgetError, TargetError
-from qcompile.passes.mixed_precision.allocation import Allocation, Choice, Item, allocate
+from qcompile.passes.mixed_precision.allocation import (
+    Allocation,
+    Choice,
+    Item,
+    allocate,
+    allocations,
+)
 from qcompile.targets.options import BlockOptions
-from qcompile.targets.plans import TensorChoices
+from qcompile.targets.plans import TensorChoices, TokenTimes
 
 SCHEMA = 1
-BYTES, DAMAGE = "bytes", "damage"
+BYTES, DAMAGE, TIME = "bytes", "damage", "milliseconds"
+MEASURES = {"kl": "KL divergence", "error": "relative error"}
+"""What damage is."""
 Damages = Mapping[str, Mapping[str, float]]
 
 
@@ -33,7 +42,7 @@ class Row:
         tensor: Its name in the file; of tensors that are stored alike, the first.
         format: Of its weights.
         bytes: That it takes.
-        damage: Predicted KL divergence that it causes, nats per token.
+        damage: Predicted, that it causes; see ``Plan.measure``.
         better: The next format that would do less: ``format``, ``bytes`` more, ``damage`` less.
         cheaper: The next that would take less.
     """
@@ -55,7 +64,11 @@ class Plan:
         rows: In file order; none of a plan that was read.
         bytes: Of the file.
         bits_per_weight: Of the file's tensors.
-        damage: Predicted KL divergence, nats per token.
+        damage: Predicted.
+        measure: Of what: ``kl``, KL divergence in nats a token or a prediction; ``error``, squared error of
+            the outputs over their power.
+        ram: Bytes of a process that runs it, at most; if that was asked for.
+        milliseconds: Predicted, a token; if that was asked for.
     """
 
     types: Mapping[str, str]
@@ -63,6 +76,9 @@ class Plan:
     bytes: int | None = None
     bits_per_weight: float | None = None
     damage: float | None = None
+    measure: str = "kl"
+    ram: int | None = None
+    milliseconds: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -106,10 +122,13 @@ class Problem:
 
     Args:
         choices: Of each tensor.
-        damages: Of each weight and format.
+        damages: Of each weight and format; none before they are measured.
         fixed: Bytes of the file that no choice changes.
         elements: Of all tensors.
         fixed_bits: Of tensors that no choice changes.
+        measure: What damage is; see ``Plan``.
+        beside: Bytes of memory that the engine holds besides the file, if they count.
+        times: What choices add to the time of a token, if it counts.
     """
 
     choices: Sequence[TensorChoices]
@@ -117,49 +136,58 @@ class Problem:
     fixed: int
     elements: int
     fixed_bits: int
+    measure: str = "kl"
+    beside: int | None = None
+    times: TokenTimes | None = None
 
     def items(self) -> list[Item]:
-        """Return the knapsack's items."""
+        """Return the knapsack's items; no choice does damage where none is known yet."""
         return [Item(c.name, tuple(self._choices(c))) for c in self.choices]
 
     def _choices(self, group: TensorChoices) -> list[Choice]:
         found = []
         for format, size in zip(group.formats, group.bytes, strict=True):
-            damage = sum(self.damages[source][format.name] for source in group.sources)
-            found.append(Choice(format.name, {BYTES: float(size), DAMAGE: damage}))
+            known = [self.damages[source] for source in group.sources if self.damages]
+            costs = {BYTES: float(size), DAMAGE: sum(damages[format.name] for damages in known)}
+            if self.times is not None:
+                costs[TIME] = self.times.of[group.name][format.name]
+            found.append(Choice(format.name, costs))
         return found
 
     def check(self, budget: Budget) -> None:
-        """Refuse a size that the smallest formats do not reach.
+        """Refuse limits that nothing keeps, however much damage it does.
 
         Raises:
-            BudgetError: Says what the smallest file is.
+            BudgetError: Says what would be possible.
         """
-        smallest = sum(min(c.bytes) for c in self.choices)
-        limit = self._limits(budget, 1.0).get(BYTES)
-        if limit is not None and smallest > limit:
-            bits = (8 * smallest + self.fixed_bits) / self.elements
-            raise BudgetError(
-                f"no plan keeps these limits; the smallest file is {smallest + self.fixed:,} bytes "
-                f"({bits:.3f} bits a weight)"
-            )
+        self.solve(replace(budget, max_kl=None, optimize="size"))
 
-    def solve(self, budget: Budget, scale: float = 1.0) -> Plan:
+    def solve(self, budget: Budget, scale: float = 1.0, cap: float | None = None) -> Plan:
         """Return the best plan within a budget.
 
         Args:
             budget: The limits.
             scale: By what predictions are multiplied: what a built plan measured over what it predicted.
+            cap: Damage at most, as predicted.
 
         Raises:
             BudgetError: There is none; says what would be possible.
         """
-        limits = self._limits(budget, scale)
-        minimize = DAMAGE if budget.goal == "quality" else BYTES
+        return self.several(budget, 1, scale, cap)[0]
+
+    def several(
+        self, budget: Budget, count: int, scale: float = 1.0, cap: float | None = None
+    ) -> list[Plan]:
+        """Return up to ``count`` plans, the best first; as ``solve``."""
+        items, limits = self.items(), self.limits(budget, scale)
+        if cap is not None:
+            limits.append(Limit("what --min-sqnr, --max-drop and --max-kl leave", cap, DAMAGE))
+        minimize = {"quality": DAMAGE, "size": BYTES, "latency": TIME}[budget.goal]
         try:
-            return self.plan(allocate(self.items(), minimize, limits))
+            found = allocations(items, minimize, tightest(limits), count)
+            return [self.plan(one) for one in found]
         except BudgetError as error:
-            raise BudgetError(f"{self._nearest(budget, scale)} ({error})") from error
+            raise self._refusal(items, limits, scale) from error
 
     def plan(self, found: Allocation) -> Plan:
         """Return an allocation as a plan."""
@@ -171,59 +199,78 @@ class Problem:
         rows = tuple(_row(item, found.chosen[item.name]) for item in self.items())
         size = int(found.totals[BYTES])
         bits = (8 * size + self.fixed_bits) / self.elements
-        return Plan(types, rows, size + self.fixed, round(bits, 4), found.totals[DAMAGE])
+        return Plan(
+            types,
+            rows,
+            size + self.fixed,
+            round(bits, 4),
+            found.totals[DAMAGE],
+            self.measure,
+            None if self.beside is None else size + self.fixed + self.beside,
+            None if self.times is None else found.totals[TIME] + self.times.rest,
+        )
 
-    def front(self, points: int) -> list[Plan]:
-        """Return plans of so many sizes, the smallest first: the least damage at each."""
+    def front(self, points: int, cost: str = BYTES) -> list[Plan]:
+        """Return so many plans, the cheapest first: the least damage at each sum of a cost."""
         items = self.items()
-        least, most = (sum(f(c.costs[BYTES] for c in i.choices) for i in items) for f in (min, max))
+        least, most = (sum(f(c.costs[cost] for c in i.choices) for i in items) for f in (min, max))
         limits = [least * (most / least) ** (k / (points - 1)) for k in range(points)]
-        plans = [self.plan(allocate(items, DAMAGE, {BYTES: limit})) for limit in limits]
-        return list({plan.bytes: plan for plan in plans}.values())
+        if cost == BYTES:
+            limits = [round(limit) for limit in limits]
+        plans = [self.plan(allocate(items, DAMAGE, {cost: limit})) for limit in limits]
+        return list({(plan.bytes, plan.damage): plan for plan in plans}.values())
 
-    def _limits(self, budget: Budget, scale: float) -> dict[str, float]:
-        sizes = []
+    def milliseconds(self, types: Mapping[str, str]) -> float:
+        """Return the predicted time of a token, where times are known; types by the tensor's name."""
+        assert self.times is not None
+        return self.times.rest + sum(
+            self.times.of[choice.name][types[choice.name]] for choice in self.choices
+        )
+
+    def limits(self, budget: Budget, scale: float = 1.0) -> list[Limit]:
+        """Return the limits of a budget as sums of costs."""
+        found = []
         if budget.max_size is not None:
-            sizes.append(float(budget.max_size - self.fixed))
+            found.append(Limit("--max-size", budget.max_size, BYTES, offset=self.fixed, whole=True))
         if budget.target_bpw is not None:
-            sizes.append((budget.target_bpw * self.elements - self.fixed_bits) / 8)
-        limits = {BYTES: min(sizes)} if sizes else {}
+            bits, fixed = 8 / self.elements, self.fixed_bits / self.elements
+            found.append(Limit("--target-bpw", budget.target_bpw, BYTES, bits, fixed))
+        if budget.max_ram is not None:
+            whole = self.fixed + (self.beside or 0)
+            found.append(Limit("--max-ram", budget.max_ram, BYTES, offset=whole, whole=True))
+        if budget.max_latency is not None:
+            rest = 0.0 if self.times is None else self.times.rest
+            found.append(Limit("--max-latency", budget.max_latency, TIME, offset=rest))
         if budget.max_kl is not None:
-            limits[DAMAGE] = budget.max_kl / scale
-        return limits
+            found.append(Limit("--max-kl", budget.max_kl, DAMAGE, scale))
+        return found
 
-    def _nearest(self, budget: Budget, scale: float) -> str:
-        """Say what comes nearest to each limit."""
-        items = self.items()
+    def _refusal(self, items: list[Item], limits: Sequence[Limit], scale: float) -> BudgetError:
+        """Return an error that says what comes nearest to each limit."""
         smallest = self.plan(allocate(items, BYTES, {}))
-        said = [
-            f"the smallest file is {smallest.bytes:,} bytes ({smallest.bits_per_weight:g} bits a weight)"
-        ]
-        if budget.max_kl is not None:
+        file = f"{smallest.bytes:,} bytes ({smallest.bits_per_weight:g} bits a weight)"
+        said = [f"the smallest file is {file}"]
+        costs = {limit.cost for limit in limits}
+        if DAMAGE in costs:
             best = self.plan(allocate(items, DAMAGE, {}))
-            assert best.damage is not None
-            said.append(
-                f"the least KL divergence about {best.damage * scale:.3g} at {best.bytes:,} bytes"
-            )
-            limits = self._limits(budget, scale)
-            if limits.keys() == {BYTES, DAMAGE}:
-                said += self._two_sided(items, limits, scale)
-        return f"no plan keeps these limits; {'; '.join(said)}"
+            least = (best.damage or 0.0) * scale
+            said.append(f"the least KL divergence about {least:.3g} at {best.bytes:,} bytes")
+        if TIME in costs:
+            fastest = self.plan(allocate(items, TIME, {}))
+            said.append(f"the least time of a token about {fastest.milliseconds:.3g} ms")
+        if self.beside is not None:
+            said.append(f"{self.beside:,} bytes of memory are needed besides the file")
+        needs = needed(items, limits)
+        said.append(together(needs))
+        nearest = [need.as_json(self._json) for need in needs]
+        return BudgetError(f"no plan keeps these limits; {'; '.join(said)}", nearest=nearest)
 
-    def _two_sided(self, items: list[Item], limits: Mapping[str, float], scale: float) -> list[str]:
-        """Say what one limit alone would give of the other."""
-        said = []
-        for kept, freed in ((BYTES, DAMAGE), (DAMAGE, BYTES)):
-            try:
-                plan = self.plan(allocate(items, freed, {kept: limits[kept]}))
-            except BudgetError:
-                continue
-            assert plan.damage is not None
-            said.append(
-                f"within {'the size' if kept == BYTES else '--max-kl'} the best has {plan.bytes:,} bytes and "
-                f"a KL divergence of about {plan.damage * scale:.3g}"
-            )
-        return said
+    def _json(self, found: Allocation) -> dict[str, Any]:
+        data = self.plan(found).as_json()
+        return {
+            key: data[key]
+            for key in ("bytes", "bits_per_weight", "damage", "ram", "milliseconds", "types")
+        }
 
 
 def _row(item: Item, chosen: Choice) -> Row:

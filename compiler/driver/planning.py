@@ -1,43 +1,43 @@
-"""Plans of a build: formats are chosen within a budget, and what was built is held against it."""
+"""Plans of a build: formats are chosen within a budget, and what was built is held against it.
+
+What there is to choose, and how an artifact is measured, is in ``language_plans.py`` for language models and
+in ``weight_plans.py`` for all others.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from numpy.typing import NDArray
-
-from qcompile.compiler.driver import language, memory
+from qcompile.compiler.driver import (
+    language,
+    language_plans,
+    memory,
+    running,
+    weight_plans,
+    weight_trials,
+)
+from qcompile.compiler.driver.closeness import Closeness
 from qcompile.compiler.driver.damage import measure_damage
-from qcompile.compiler.driver.language_models import GgufModel, open_language_model
-from qcompile.compiler.driver.language_quality import LanguageQuality, compare_logits
 from qcompile.compiler.driver.plan import Plan, Problem, with_plan
-from qcompile.compiler.ir.errors import CalibrationError, OutputError, TargetError
-from qcompile.passes.calibration.samples import Samples
-from qcompile.passes.quantization.block_moments import judges
+from qcompile.compiler.driver.weight_damages import measure_weights
 from qcompile.runtime.manifest import Manifest
-from qcompile.targets.options import BlockOptions
-from qcompile.targets.plans import TensorChoices
+from qcompile.targets.options import DEFAULT_ACTIVATIONS, BlockOptions
 
 if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
-    from qcompile.compiler.driver.options import BuildOptions
-    from qcompile.compiler.driver.target import Target
-    from qcompile.compiler.frontend.load import Source
 
-MEASURED_TOKENS = 16_384
-"""Of the calibration data that judged roundings and fitted none: on these an artifact is measured."""
 ROUNDS = 4
-"""Builds, each with what the one before has taught, until ``max_kl`` holds."""
+"""Builds, each with what the one before has taught, until the limits hold."""
 MARGIN = 0.98
 """Of a limit that the next build aims at."""
+STEP_DOWN = 0.5
+"""Of the damage that was too much, where nothing says by how much."""
 
 
 @dataclass
@@ -48,64 +48,28 @@ class Planned:
         plan: Of the artifact that is built now.
         problem: What it was chosen from; ``None`` of a plan that was read.
         scale: Measured over predicted damage, so far.
+        cap: Damage at most, as predicted; of models that are no language models.
         round: Which build it is, from 1.
-        quality: Of the last artifact.
+        measured: How far the last artifact is from the original.
+        gates: Of the last artifact, by name.
+        bytes: Of the last artifact.
     """
 
     plan: Plan
     problem: Problem | None = None
     scale: float = 1.0
+    cap: float | None = None
     round: int = 1
-    quality: LanguageQuality | None = None
+    measured: Closeness | None = None
+    gates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data for the manifest."""
         found = {**self.plan.as_json(), "builds": self.round}
-        if self.quality is not None:
-            found["measured"] = {
-                "kl": self.quality.figures.kl.mean,
-                "kl_error": self.quality.errors.kl.mean,
-                "tokens": self.quality.tokens,
-            }
+        if (m := self.measured) is not None:
+            found["measured"] = {m.kind: m.mean, f"{m.kind}_error": m.error, m.unit: m.count}
         return found
-
-
-def check(source: Source, target: Target, options: BuildOptions) -> None:
-    """Refuse budgets and plans that mean nothing here, and sizes that nothing reaches, before any work.
-
-    Raises:
-        BudgetError: Even the smallest file is too large.
-        CalibrationError: A budget without calibration data.
-        OutputError: The plan cannot be saved where it is wanted.
-        TargetError: Anything else.
-    """
-    budget = options.budget
-    budget.check()
-    if options.save_plan is not None and not options.save_plan.absolute().parent.is_dir():
-        raise OutputError(f"{options.save_plan.absolute().parent} does not exist: make it first")
-    if not budget and options.plan_file is None:
-        if options.save_plan is not None:
-            raise TargetError(
-                "--save-plan has no plan to save: give --max-size, --target-bpw or --max-kl"
-            )
-        return
-    if source.checkpoint is None:
-        raise TargetError(
-            "--max-size, --target-bpw, --max-kl and --plan choose formats of language models so far: for "
-            f"{source.where} give a precision, and gates with --min-sqnr and --max-drop"
-        )
-    if options.calibrate is None and budget:
-        raise CalibrationError(
-            "a budget needs calibration data, which says what each format would cost: give --calibrate FILE"
-        )
-    choices = _choices(source, target, options)
-    if options.plan_file is not None:
-        plan = Plan.read(options.plan_file)
-        _check_types(plan, choices, options.plan_file)
-        own = with_plan(language.block_options(options), plan)
-        target.emitter.check_checkpoint(source.checkpoint, target.scheme, own)
-    elif budget:
-        problem(source, target, options, choices).check(budget)
 
 
 def choose(work: Build) -> None:
@@ -119,9 +83,14 @@ def choose(work: Build) -> None:
         return
     if options.plan_file is not None:
         work.planned = Planned(Plan.read(options.plan_file))
-    elif options.budget:
+    elif options.plans:
         found = measured_problem(work)
-        work.planned = Planned(found.solve(options.budget), found)
+        if work.source.checkpoint is not None:
+            found, best = running.settled(work, found, options.budget)
+            work.planned = Planned(best, found)
+        else:
+            better, plan, cap = weight_trials.improved(work, found)
+            work.planned = Planned(plan, better, cap=cap)
     if work.planned is not None:
         _name_precision(work, work.planned.plan)
 
@@ -133,22 +102,38 @@ def measured_problem(work: Build) -> Problem:
         work: With its float graph and calibration data.
 
     Raises:
+        BudgetError: Even the smallest artifact is too large.
         TargetError: The user's limit of memory is too low.
         UnsupportedError: Weights whose damage cannot be measured.
     """
     assert work.graph is not None
     work.progress.stage("damage of formats")
     limit = work.options.max_host_ram
+    if work.source.checkpoint is None:
+        offered = weight_plans.choices(work)
+        found = weight_plans.problem(work, offered)
+        found.check(work.options.budget)
+        max_bytes = DEFAULT_ACTIVATIONS if limit is None else limit
+        return replace(found, damages=measure_weights(work, offered, max_bytes))
     max_bytes = memory.activation_bytes(work.graph, work.samples, limit, feedback=True)
-    choices = _choices(work.source, work.target, work.options)
-    found = problem(work.source, work.target, work.options, choices)
+    choices = language_plans.choices(work.source, work.target, work.options)
+    found = language_plans.problem(work.source, work.target, work.options, choices)
     return replace(found, damages=measure_damage(work, choices, max_bytes))
 
 
 def blocks(work: Build) -> BlockOptions:
     """Return what the emitter is told of blocks."""
     own = language.block_options(work.options)
-    return own if work.planned is None else with_plan(own, work.planned.plan)
+    if work.planned is None or work.source.checkpoint is None:
+        return own
+    return with_plan(own, work.planned.plan)
+
+
+def formats(work: Build) -> weight_plans.Formats | None:
+    """Return the format of each weight of a plan; ``None`` without one, and of language models."""
+    if work.planned is None or work.source.checkpoint is not None:
+        return None
+    return weight_plans.formats(work, work.planned.plan)
 
 
 def folder(work: Build) -> Path:
@@ -159,37 +144,28 @@ def folder(work: Build) -> Path:
     return work.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def problem(
-    source: Source, target: Target, options: BuildOptions, choices: Sequence[TensorChoices]
-) -> Problem:
-    """Return what plans are made of, but for the damage."""
-    assert source.checkpoint is not None
-    first = Plan({name: c.formats[0].name for c in choices for name in c.tensors})
-    own = with_plan(language.block_options(options), first)
-    file = target.emitter.plan_checkpoint(source.checkpoint, target.scheme, own, options.keep_float)
-    free = {name for choice in choices for name in choice.tensors}
-    fixed = file.bytes - sum(choice.bytes[0] for choice in choices)
-    elements = sum(math.prod(tensor.shape) for tensor in file.tensors)
-    bits = 8 * sum(tensor.bytes for tensor in file.tensors if tensor.name not in free)
-    return Problem(choices, {}, fixed, elements, bits)
-
-
 def measure(work: Build, stage: Path, manifest: Manifest) -> Manifest:
-    """Return the manifest with the artifact's KL divergence, and the gates of the budget."""
+    """Return the manifest with how far the artifact is from the original, and the gates of the budget."""
     planned, budget = work.planned, work.options.budget
     if planned is None:
         return manifest
     gates, size = list(manifest.gates), manifest.sizes["artifact_bytes"]
     if budget.max_size is not None:
-        gates.append(_gate("max-size", budget.max_size, size, "bytes"))
+        gates.append(running.gate("max-size", budget.max_size, size, "bytes"))
     if budget.target_bpw is not None and planned.plan.bits_per_weight is not None:
         bits = planned.plan.bits_per_weight
-        gates.append(_gate("target-bpw", budget.target_bpw, bits, "bits a weight"))
-    if work.samples is not None:
-        planned.quality = _quality(work, work.samples, stage)
-        if budget.max_kl is not None:
-            kl = planned.quality.figures.kl.mean
-            gates.append(_gate("max-kl", budget.max_kl, kl, "nats a token of KL divergence"))
+        gates.append(running.gate("target-bpw", budget.target_bpw, bits, "bits a weight"))
+    if work.source.checkpoint is None:
+        planned.measured = weight_trials.engine_closeness(work, stage)
+    else:
+        gates += running.gates(work, stage, _problem_of(work), planned.plan)
+        if work.samples is not None:
+            planned.measured = language_plans.closeness(work, work.samples, stage)
+    if planned.measured is not None and budget.max_kl is not None:
+        unit = planned.measured.unit.removesuffix("s")
+        kl = planned.measured.mean
+        gates.append(running.gate("max-kl", budget.max_kl, kl, f"nats a {unit} of KL divergence"))
+    planned.gates, planned.bytes = {gate["gate"]: gate for gate in gates}, size
     return dataclasses.replace(manifest, gates=tuple(gates), plan=planned.as_json())
 
 
@@ -199,15 +175,12 @@ def repair(work: Build) -> bool:
     Raises:
         BudgetError: With what is known now, no plan keeps the limits.
     """
-    planned, limit = work.planned, work.options.budget.max_kl
-    if planned is None or planned.problem is None or limit is None or planned.quality is None:
+    planned = work.planned
+    if planned is None or planned.problem is None or planned.round == ROUNDS:
         return False
-    measured = planned.quality.figures.kl.mean
-    if measured <= limit or planned.round == ROUNDS or not planned.plan.damage:
+    correct = _correct_scale if work.source.checkpoint is not None else _correct
+    if not correct(work, planned, planned.problem):
         return False
-    planned.scale = measured / planned.plan.damage
-    budget = replace(work.options.budget, max_kl=MARGIN * limit)
-    planned.plan = planned.problem.solve(budget, planned.scale)
     planned.round += 1
     _name_precision(work, planned.plan)
     return True
@@ -219,65 +192,52 @@ def save(work: Build) -> None:
         work.planned.plan.save(work.options.save_plan)
 
 
-def held_out(samples: Samples) -> NDArray[Any]:
-    """Return token ids ``[sequences, length]`` of the batches that judged roundings and fitted none."""
-    rows = torch.cat([next(iter(samples.batches[i].values())) for i in judges(len(samples))])
-    return rows[: max(1, MEASURED_TOKENS // rows.shape[1])].numpy()
+def _correct_scale(work: Build, planned: Planned, problem: Problem) -> bool:
+    """Make another plan of a language model whose KL divergence is too large."""
+    limit = work.options.budget.max_kl
+    if limit is None or planned.measured is None or not planned.plan.damage:
+        return False
+    if planned.measured.mean <= limit:
+        return False
+    planned.scale = planned.measured.mean / planned.plan.damage
+    budget = replace(work.options.budget, max_kl=MARGIN * limit)
+    planned.problem, planned.plan = running.settled(work, problem, budget, planned.scale)
+    return True
 
 
-def _quality(work: Build, samples: Samples, stage: Path) -> LanguageQuality:
-    assert work.source.checkpoint is not None
-    ids = held_out(samples)
-    original, artifact = open_language_model(work.source.checkpoint.path), GgufModel(stage)
-    width = min(original.vocabulary, artifact.vocabulary)
-    return compare_logits(
-        (row[:, :width] for row in original.logits(ids)),
-        (row[:, :width] for row in artifact.logits(ids)),
-        ids,
-    )
+def _problem_of(work: Build) -> Problem:
+    """Return what the plan was made of; of a plan that was read, without damage."""
+    if work.planned is not None and work.planned.problem is not None:
+        return work.planned.problem
+    choices = language_plans.choices(work.source, work.target, work.options)
+    return language_plans.problem(work.source, work.target, work.options, choices)
 
 
-def _choices(source: Source, target: Target, options: BuildOptions) -> Sequence[TensorChoices]:
-    assert source.checkpoint is not None
-    own = language.block_options(options)
-    return target.emitter.tensor_choices(source.checkpoint, target.scheme, own, options.keep_float)
-
-
-def _check_types(plan: Plan, choices: Sequence[TensorChoices], file: Path) -> None:
-    """Refuse a plan of another model.
-
-    Raises:
-        TargetError: Names the tensors and types.
-    """
-    wanted = {
-        name: [f.name for f in choice.formats] for choice in choices for name in choice.tensors
-    }
-    wrong = []
-    if unknown := sorted(plan.types.keys() - wanted.keys()):
-        wrong.append(f"it has {len(unknown)} tensors that the model has not ({unknown[0]}, ...)")
-    if missing := sorted(wanted.keys() - plan.types.keys()):
-        wrong.append(f"{len(missing)} tensors have no type in it ({missing[0]}, ...)")
-    odd = [f"{n}={t}" for n, t in plan.types.items() if n in wanted and t not in wanted[n]]
-    if odd:
-        wrong.append(
-            f"these cannot be stored so, or --tensor-type says otherwise: {', '.join(odd)}"
-        )
-    if wrong:
-        raise TargetError(f"{file} is no plan of this model: {'; '.join(wrong)}")
+def _correct(work: Build, planned: Planned, problem: Problem) -> bool:
+    """Make another plan of a model that is too large, or whose damage is too much where size is improved."""
+    failed = {name for name, gate in planned.gates.items() if not gate["passed"]}
+    quality = [limit for limit in weight_trials.limits(work) if limit.gate in failed]
+    may_grow = planned.cap is not None and planned.plan.damage is not None
+    if not ("max-size" in failed or (quality and may_grow)):
+        return False
+    assert planned.plan.bytes is not None
+    off = planned.bytes - planned.plan.bytes
+    planned.problem = replace(problem, fixed=problem.fixed + off)
+    for limit in quality if may_grow else ():
+        misses = limit.misses(float(planned.gates[limit.gate]["measured"]))
+        share = STEP_DOWN if limit.gate == "max-drop" else min(MARGIN / misses, MARGIN)
+        assert planned.cap is not None
+        assert planned.plan.damage is not None
+        planned.cap = min(planned.cap, planned.plan.damage * share)
+    planned.plan = weight_trials.solved(work, planned.problem, planned.cap)
+    return True
 
 
 def _name_precision(work: Build, plan: Plan) -> None:
     """Let the file say of itself which mix it is nearest to, unless the user gave one."""
-    if plan.bits_per_weight is None or work.options.precision is not None:
+    of_language = work.source.checkpoint is not None
+    if plan.bits_per_weight is None or work.options.precision is not None or not of_language:
         return
     emitter, device = work.target.emitter, work.target.device
     scheme = emitter.scheme(emitter.precision_of(plan.bits_per_weight), device)
     work.target = replace(work.target, scheme=scheme)
-
-
-def _gate(name: str, limit: float, measured: float, unit: str) -> dict[str, Any]:
-    message = f"{measured:,.6g} {unit}, the limit is {limit:,.6g}"
-    return {
-        "gate": name, "limit": limit, "measured": measured,
-        "passed": measured <= limit, "message": message,
-    }  # fmt: skip

@@ -28,7 +28,7 @@ def verify(work: Build, stage: Path, emitted: Emitted) -> Manifest:
     assert work.graph is not None
     assert work.quantized is not None
     emitter = work.target.emitter
-    arrays = emitter.to_engine(work.graph, _vector_inputs(work))
+    arrays = emitter.to_engine(work.graph, vector_inputs(work))
     inputs = emitter.from_engine(work.graph, arrays)
     reference, exported, quantized = _outputs(work, inputs)
     emitted = replace(emitted, outputs=quantized)
@@ -84,7 +84,7 @@ def _call(run: Callable[[], tuple[parity.Outputs, ...]]) -> tuple[parity.Outputs
     return run()
 
 
-def _vector_inputs(work: Build) -> dict[str, Tensor]:
+def vector_inputs(work: Build) -> dict[str, Tensor]:
     """Return the last calibration samples, or the example inputs without calibration."""
     if work.samples is None or work.source.checkpoint is not None:
         return dict(work.source.graph.inputs)

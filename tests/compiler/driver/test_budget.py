@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from qcompile.compiler.driver import BuildOptions as Options
-from qcompile.compiler.driver import Bundle, build, damage, dry_run, planning
+from qcompile.compiler.driver import Bundle, build, dry_run, planning
 from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.driver.front import front
 from qcompile.compiler.driver.plan import Damages
-from qcompile.compiler.frontend.load import Source
+from qcompile.compiler.frontend.load import Source, load
 from qcompile.compiler.ir.errors import (
     BudgetError,
     CalibrationError,
@@ -28,6 +30,7 @@ from qcompile.targets.gguf.choices import nearest_mix
 from qcompile.targets.plans import TensorChoices
 
 pytest.importorskip("llama_cpp")
+pytestmark = pytest.mark.usefixtures("own_cache")
 gguf = pytest.importorskip("gguf")
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 40
 
@@ -151,24 +154,69 @@ def test_a_limit_that_no_round_keeps_fails_the_gate(
     assert (tmp_path / "a.qc.rejected").is_dir()
 
 
-def test_damage_is_not_measured_twice(
+def test_damage_is_measured_once_for_all_limits(
+    tiny_source: Source, text: Path, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache's file is named by model and data: another limit finds it, another text does not."""
+    monkeypatch.setattr(WayBack, "run", _killed)
+
+    found = front(tiny_source, options(text, max_host_ram=1 << 31))
+    assert [plan.bytes for plan in found.plans] == sizes
+    with pytest.raises(KeyboardInterrupt):
+        front(tiny_source, replace(options(text), num_samples=19))
+
+
+def test_formats_that_were_not_measured_are(
+    tiny_source: Source,
+    text: Path,
+    sizes: list[int],
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A format that the cache does not know of one weight: that weight alone is tried again."""
+    (file,) = own_cache.rglob("damage/*.json")
+    whole = json.loads(file.read_text())
+    name = sorted(whole)[0]
+    file.write_text(json.dumps({**whole, name: {"Q8_0": whole[name]["Q8_0"]}}))
+    tried: list[frozenset[str]] = []
+    run = WayBack.run
+
+    def watched(self: WayBack, visitor: Any) -> None:
+        tried.append(visitor.weights)
+        run(self, visitor)
+
+    monkeypatch.setattr(WayBack, "run", watched)
+    front(tiny_source, options(text))
+
+    assert tried == [frozenset({name})]
+    assert json.loads(file.read_text()) == whole
+
+
+def test_a_cache_that_cannot_be_written(
     tiny_source: Source, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A build that is killed after it has measured goes on with what it found."""
-    budget = Budget(target_bpw=6.0)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
 
-    def killed(work: Any) -> None:
-        raise KeyboardInterrupt
+    with pytest.raises(OutputError, match="cannot be written"):
+        front(tiny_source, options(text))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(planning.Problem, "solve", lambda self, budget, scale=1.0: killed(self))
-        with pytest.raises(KeyboardInterrupt):
-            build(tiny_source, tmp_path / "a.qc", options(text, budget=budget))
-    (kept,) = tmp_path.rglob(damage.FILE)
-    assert json.loads(kept.read_text())
-    monkeypatch.setattr(WayBack, "run", killed)
-    bundle = build(tiny_source, tmp_path / "a.qc", options(text, budget=budget, resume=True))
+
+def _killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_mixture_of_experts(checkpoints: ModuleType, text: Path, tmp_path: Path) -> None:
+    """All experts of a matrix are one tensor in the file, with one format."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    source = load(str(checkpoints.random_checkpoint(tmp_path / "mixtral", "mixtral", **sizes)))
+    bundle = build(source, tmp_path / "a.qc", options(text, budget=Budget(target_bpw=6.5)))
+    rows = {row["tensor"]: row for row in bundle.manifest.plan["rows"]}
+
     assert bundle.passed
+    assert bundle.manifest.plan["types"].items() <= types_in_file(bundle).items()
+    assert rows["blk.0.ffn_down_exps.weight"]["damage"] > 0
+    assert 0.2 < bundle.manifest.plan["measured"]["kl"] / bundle.manifest.plan["damage"] < 5
 
 
 def test_pinned_tensors_stay(tiny_source: Source, text: Path, tmp_path: Path) -> None:
@@ -188,6 +236,9 @@ def test_pinned_tensors_stay(tiny_source: Source, text: Path, tmp_path: Path) ->
         ({"budget": Budget(max_size=1000)}, BudgetError, "the smallest file is [0-9,]+ bytes"),
         ({"budget": Budget(max_kl=1e-9)}, BudgetError, "the least KL divergence about"),
         ({"budget": Budget(max_kl=-1.0)}, TargetError, "is not above 0"),
+        ({"budget": Budget(max_ram=1000)}, BudgetError, "bytes of memory are needed besides the file"),
+        ({"budget": Budget(max_ram=10**9, context=65)}, TargetError, "--context 65 is not between 1 and 64"),
+        ({"budget": Budget(context=64)}, TargetError, "says what --max-ram has room for, and there is none"),
         ({"budget": Budget(max_size=10**9), "calibrate": None}, CalibrationError, "needs calibration data"),
         ({"save_plan": Path("plan.json")}, TargetError, "has no plan to save"),
         ({"save_plan": Path("no/folder/plan.json")}, OutputError, "does not exist"),

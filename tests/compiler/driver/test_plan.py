@@ -13,7 +13,7 @@ from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.driver.plan import Plan, Problem
 from qcompile.compiler.ir.blocks.catalog import BLOCK_FORMATS
 from qcompile.compiler.ir.errors import BudgetError, TargetError
-from qcompile.targets.plans import TensorChoices
+from qcompile.targets.plans import TensorChoices, TokenTimes
 
 NAMES = ("Q2_K", "Q4_K", "Q6_K", "Q8_0")
 SHAPES = {"a": (64, 256), "b": (128, 512), "c": (32, 256)}
@@ -117,10 +117,58 @@ def test_impossible_limits_say_what_comes_nearest(problem: Problem) -> None:
         BudgetError, match=r"the least KL divergence about 0\.00312 at [0-9,]+ bytes"
     ):
         problem.solve(Budget(max_kl=0.001))
-    with pytest.raises(
-        BudgetError, match=r"within the size the best has .* within --max-kl the best has"
-    ):
+    plans = every_plan(problem)
+    needed = min(b for b, d in plans if d <= 0.004)
+    least = min(d for b, d in plans if b <= 40_000)
+    with pytest.raises(BudgetError) as caught:
         problem.solve(Budget(max_size=40_000, max_kl=0.004))
+    assert f"--max-size would have to be {needed:,}" in str(caught.value)
+    found = {row["limit"]: row for row in caught.value.nearest}
+    assert found["--max-size"]["least"] == found["--max-size"]["plan"]["bytes"] == needed
+    assert least <= found["--max-kl"]["least"] <= least * 1.001
+    assert found["--max-kl"]["plan"]["bytes"] <= 40_000
+
+
+def timed(problem: Problem) -> Problem:
+    """Times by which the smaller format is not always the faster one."""
+    factors = dict(zip(NAMES, (3.0, 1.0, 2.0, 1.5), strict=True))
+    of = {
+        c.name: {
+            f.name: factors[f.name] * size / 1e4 for f, size in zip(c.formats, c.bytes, strict=True)
+        }
+        for c in problem.choices
+    }
+    return replace(problem, times=TokenTimes(of, 0.5, modelled=True), beside=1_000_000)
+
+
+def test_memory_is_what_the_file_takes_and_the_rest(problem: Problem) -> None:
+    plan = timed(problem).solve(Budget(max_ram=1_060_000))
+
+    assert plan.ram == (plan.bytes or 0) + 1_000_000
+    assert plan.types == problem.solve(Budget(max_size=60_000)).types
+    with pytest.raises(BudgetError, match="1,000,000 bytes of memory are needed besides the file"):
+        timed(problem).solve(Budget(max_ram=1_000_000))
+
+
+@pytest.mark.parametrize("limit", [5.0, 8.0, 12.0])
+def test_a_limit_of_time(problem: Problem, limit: float) -> None:
+    known = timed(problem)
+    assert known.times is not None
+    of = known.times.of
+    rows = [[(of[f"{n}.weight"][kind], DAMAGES[n][kind]) for kind in NAMES] for n in SHAPES]
+    sums = [(0.5 + sum(t for t, _ in p), sum(d for _, d in p)) for p in itertools.product(*rows)]
+    possible = [d for t, d in sums if t <= limit]
+    if not possible:
+        fastest = min(t for t, _ in sums)
+        with pytest.raises(BudgetError, match=f"the least time of a token about {fastest:.3g} ms"):
+            known.solve(Budget(max_latency=limit))
+        return
+    plan = known.solve(Budget(max_latency=limit))
+    fast = known.solve(Budget(max_kl=0.05, max_latency=limit, optimize="latency"))
+
+    assert plan.damage == pytest.approx(min(possible))
+    assert plan.milliseconds == pytest.approx(known.milliseconds(plan.types))
+    assert fast.milliseconds == pytest.approx(min(t for t, d in sums if d <= 0.05))
 
 
 def test_the_front_is_not_beaten(problem: Problem) -> None:
@@ -155,3 +203,16 @@ def test_limits_that_mean_nothing() -> None:
         Budget(max_size=0, target_bpw=17, max_kl=-1).check()
     with pytest.raises(TargetError, match="--optimize size has no limit to keep"):
         Budget(optimize="size").check()
+
+
+def test_the_front_reaches_both_ends(problem: Problem) -> None:
+    plans = problem.front(16)
+
+    assert plans[0].bytes == min(size for size, _ in every_plan(problem))
+    assert plans[-1].damage == pytest.approx(min(damage for _, damage in every_plan(problem)))
+
+
+def test_a_cap_on_damage(problem: Problem) -> None:
+    plan = problem.solve(Budget(max_size=100_000, optimize="size"), cap=0.05)
+
+    assert plan.bytes == min(b for b, d in every_plan(problem) if d <= 0.05)
