@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +44,25 @@ class Workplace:
             command += self._calibrated()
         file = folder / "model.gguf"
         return file, self._qcompile([*command, "--force"], file, precision)
+
+    def budget(self, size: int) -> tuple[Path, Build]:
+        """Build this project's bundle of so many bytes at most."""
+        folder = self.folder / f"size-{size}.qc"
+        command = [str(self.model), "--target", TARGET, "--max-size", str(size), "-o", str(folder)]
+        file = folder / "model.gguf"
+        return file, self._qcompile([*command, *self._calibrated(), "--force"], file, folder.stem)
+
+    def front(self) -> list[tuple[int, float]]:
+        """Return bytes and predicted KL divergence of the best plans of all sizes."""
+        record = self.folder / "front.json"
+        if not (self.reuse and record.exists()):
+            tell(f"{self.folder.name}: the front")
+            given = [str(self.model), "--target", TARGET, *self._calibrated(), "--pareto", "--json"]
+            command = [sys.executable, "-m", "qcompile", *given]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            record.write_text(done.stdout)
+        plans = json.loads(record.read_text())["plans"]
+        return [(plan["bytes"], plan["damage"]) for plan in plans]
 
     def imatrix(self) -> tuple[Path, Build]:
         """Write the imatrix for llama-quantize."""

@@ -23,7 +23,7 @@ from float_vision import MODELS, load_images, load_model
 from measure_coreml import FLOAT, Outputs, interpreted, package_bytes, run_all, slowdown
 from measure_coreml import weight_bytes as stored_bytes
 from measure_int8 import agreement, sqnr_db, top1
-from pages import command_line, publish, tell, working_folder
+from pages import command_line, command_parser, publish, tell, working_folder
 from peers_coreml import INPUT, PEERS
 from report_coreml import OURS, Result, Row, environment, markdown
 from runs import eager
@@ -183,9 +183,7 @@ def selected(only: list[str] | None) -> list[str]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     repeatable = "repeatable; all by default"
     parser.add_argument("--data", type=Path, required=True, help="folder with models/ and data/")
     parser.add_argument("--model", action="append", choices=MODELS, help=repeatable)

@@ -31,7 +31,7 @@ from measure_int8 import (
     sqnr_db,
     top1,
 )
-from pages import command_line, working_folder, write
+from pages import command_line, command_parser, working_folder, write
 from peers_int8 import PEERS
 from report_int8 import environment, markdown, versions
 
@@ -189,9 +189,7 @@ def selectable() -> list[str]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with models/ and data/")
     parser.add_argument(
         "--model", action="append", choices=MODELS, help="repeatable; all by default"

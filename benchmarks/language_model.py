@@ -17,7 +17,7 @@ import torch
 from build_language import HERE, SEQ_LEN, Workplace
 from measure_int8 import Build
 from measure_language import Judge
-from pages import command_line, publish, working_folder
+from pages import add_working_options, command_line, command_parser, publish, working_folder
 from report_language import Pair, Row, Text, environment, markdown
 
 PRECISIONS = ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_xs", "iq2_xs")
@@ -65,16 +65,12 @@ def measure(
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with models/ and text/")
     add("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS, metavar="P",
         help=f"of {', '.join(PRECISIONS)}; all by default")  # fmt: skip
-    add("--threads", type=int, default=1, help="more wait for each other where others work")
-    add("--keep", type=Path, help="leave all files in KEEP/")
-    add("--reuse", action="store_true", help="take what an earlier --keep left there")
+    add_working_options(parser)
     add("--output", type=Path, help="FILE.md")
     return parser.parse_args(arguments)
 

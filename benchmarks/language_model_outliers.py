@@ -21,7 +21,7 @@ from build_language import HERE, SEQ_LEN, Workplace
 from measure_int8 import Build
 from measure_language import Judge
 from outlier_model import FACTORS, SEED, SHARE, write_outliers
-from pages import command_line, publish, working_folder, write
+from pages import add_working_options, command_line, command_parser, publish, working_folder, write
 from report_language import OURS, PEER, environment
 
 from qcompile.targets.gguf.mixes import MIXES
@@ -160,18 +160,14 @@ def as_json(rows: list[Growth], facts: dict[str, str]) -> str:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, default=HERE.parent.parent / "shared",
         help="folder with models/ and text/; default: shared/ beside the repository")  # fmt: skip
     add("--precision", nargs="+", choices=sorted(MIXES), default=PRECISIONS, metavar="P",
         help=f"default: {' '.join(PRECISIONS)}")  # fmt: skip
     add("--samples", type=int, metavar="N", help="sequences to calibrate on, and to measure on")
-    add("--threads", type=int, default=1, help="more wait for each other where others work")
-    add("--keep", type=Path, help="leave all files in KEEP/")
-    add("--reuse", action="store_true", help="take what an earlier --keep left there")
+    add_working_options(parser)
     add("--output", type=Path, help="FILE.md; FILE.json comes beside it")
     return parser.parse_args(arguments)
 

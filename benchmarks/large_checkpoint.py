@@ -21,6 +21,7 @@ from pathlib import Path
 
 from float_gguf import write_float
 from limited import Cost, forget, run_limited
+from pages import command_line, command_parser, publish, tell, write
 from random_checkpoint import Shape, write_checkpoint
 from report_language import environment
 from report_large import Build, Large, markdown
@@ -56,7 +57,7 @@ class Workplace:
 
     def checkpoint(self, gigabytes: float) -> int:
         """Write the checkpoint; return its bytes."""
-        _tell("writing the checkpoint")
+        tell("writing the checkpoint")
         shape = shape_of(gigabytes)
         return write_checkpoint(self.model, shape, self.data / "models" / "lm")
 
@@ -99,11 +100,11 @@ class Workplace:
     def peer(self, imatrix: Path) -> Build:
         """Run llama-quantize."""
         source, file = self.folder / "bf16.gguf", self.folder / "peer.gguf"
-        _tell("writing the file that llama-quantize reads")
+        tell("writing the file that llama-quantize reads")
         write_float(self.model, source)
         given = [str(source), str(imatrix), str(MIXES[PRECISION].file_type), str(file)]
         forget([source])
-        _tell("llama-quantize")
+        tell("llama-quantize")
         cost = run_limited([sys.executable, str(HERE / "peers_gguf.py"), *given], self.limit)
         size = file.stat().st_size
         source.unlink()
@@ -111,13 +112,9 @@ class Workplace:
         return Build("llama-quantize", size, cost, {})
 
     def _qcompile(self, arguments: list[str]) -> Cost:
-        _tell(shlex.join(["qcompile", *arguments]))
+        tell(shlex.join(["qcompile", *arguments]))
         forget(sorted(self.model.glob("*.safetensors")))
         return run_limited([sys.executable, "-m", "qcompile", *arguments, "--json"], self.limit)
-
-
-def _tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
 
 
 def benchmark(options: argparse.Namespace) -> Large:
@@ -136,9 +133,7 @@ def benchmark(options: argparse.Namespace) -> Large:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for all files")
     add("--data", type=Path, required=True, help="folder with models/ and text/")
@@ -154,14 +149,11 @@ def main(arguments: list[str]) -> int:
     """Run the benchmark."""
     options = parse(arguments)
     found = benchmark(options)
-    command = shlex.join(["python", "benchmarks/large_checkpoint.py", *arguments])
-    facts = environment(command)
-    page = markdown(found, facts)
-    print(page)
+    facts = environment(command_line(arguments))
+    publish(markdown(found, facts), options.output)
     if options.output:
-        options.output.write_text(page)
         data = json.dumps({"environment": facts, **asdict(found)}, indent=1)
-        options.output.with_suffix(".json").write_text(data + "\n")
+        write(options.output.with_suffix(".json"), data + "\n")
     return 0
 
 

@@ -4,25 +4,25 @@
 
 Random bfloat16 checkpoints of Llama-3.2-1B's shape with 2, 4, 8 and 16 layers; DATA holds models/lm (its
 tokenizer; the vocabulary is made 32,000) and text/calibration.txt. Each build is a process of its own.
-FILE.json and FILE.svg appear beside FILE.md; rows of FILE.json that were measured with the same settings
-are kept.
+FILE.json and two plots, FILE-seconds.svg and FILE-memory.svg, appear beside FILE.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from growth_plot import svg
 from limited import Cost, run_limited
+from pages import command_line, command_parser, publish, tell
 from random_checkpoint import Shape, write_checkpoint
 from report_language import environment, table
+
+from qcompile.compiler.driver.plot import Axis, Series, svg
 
 TARGET, PRECISION = "apple-m2", "q4_k_m"
 LAYERS = (2, 4, 8, 16)
@@ -38,6 +38,8 @@ COLUMNS = (
     "own MiB",
     "peak RSS MiB",
 )
+PLOTS = {"seconds": ("CPU seconds", "cpu_seconds"), "memory": ("own memory, MiB", "own_mib")}
+"""What each plot shows, and its key in a row."""
 NOTES = """\
 Random weights in Llama-3.2-1B's shape: hidden 2048, ffn 8192, 32 heads, 8 of keys and values, tied
 embeddings, but a vocabulary of 32,000 in place of 128,256. `-p q4_k_m --rounding gptq` on {tokens:,}
@@ -54,7 +56,7 @@ def shape_of(layers: int) -> Shape:
 
 def measure(options: argparse.Namespace, layers: int) -> Row:
     """Build one checkpoint and measure it; its files are removed."""
-    print(f"{layers} layers", file=sys.stderr, flush=True)
+    tell(f"{layers} layers")
     model, bundle = options.work / f"layers-{layers}", options.work / f"layers-{layers}.qc"
     shape = shape_of(layers)
     write_checkpoint(model, shape, options.data / "models" / "lm")
@@ -107,12 +109,25 @@ def save(file: Path, rows: list[Row]) -> None:
     file.write_text(json.dumps(data, indent=1) + "\n")
 
 
-def markdown(rows: list[Row], facts: dict[str, str], picture: str) -> str:
+def plots(rows: list[Row], output: Path) -> list[Path]:
+    """Draw what grows with the layers; return the files."""
+    files = []
+    for name, (label, key) in PLOTS.items():
+        points = [(row["layers"], row[key]) for row in rows]
+        x = Axis("layers", [layers for layers, _ in points])
+        y = Axis(label, [0, *(value for _, value in points)])
+        file = output.with_name(f"{output.stem}-{name}.svg")
+        file.write_text(svg(label, x, y, [Series("", points, joined=True)]))
+        files.append(file)
+    return files
+
+
+def markdown(rows: list[Row], facts: dict[str, str], pictures: list[Path]) -> str:
     """Return the page."""
     notes = NOTES.format(tokens=SEQ_LEN * SEQUENCES, length=SEQ_LEN)
     cells = [_cells(row) for row in rows]
     lines = ["# Layer-wise GPTQ from 2 to 16 layers", "", notes, *table(COLUMNS, cells), ""]
-    lines += [_growth(rows), "", f"![Time and memory by the number of layers]({picture})", ""]
+    lines += [_growth(rows), "", *(f"![{p.stem} by layers]({p.name})" for p in pictures), ""]
     lines += ["## Environment", "", *(f"- {name}: {value}" for name, value in facts.items())]
     return "\n".join(lines) + "\n"
 
@@ -140,15 +155,13 @@ def _growth(rows: list[Row]) -> str:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for all files")
     add("--data", type=Path, required=True, help="folder with models/ and text/")
     add("--layers", type=int, nargs="+", default=LAYERS)
     add("--reuse", action="store_true", help="keep the rows that are in FILE.json")
-    add("--output", type=Path, required=True, help="FILE.md; FILE.json and FILE.svg beside it")
+    add("--output", type=Path, required=True, help="FILE.md; others beside it")
     return parser.parse_args(arguments)
 
 
@@ -157,12 +170,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
     rows = measured(options)
-    facts = environment(shlex.join(["python", "benchmarks/layerwise_growth.py", *arguments]))
-    picture = options.output.with_suffix(".svg")
-    picture.write_text(svg(rows))
-    page = markdown(rows, facts, picture.name)
-    options.output.write_text(page)
-    print(page)
+    facts = environment(command_line(arguments))
+    publish(markdown(rows, facts, plots(rows, options.output)), options.output)
     return 0
 
 

@@ -1,13 +1,32 @@
-"""What every benchmark that writes a page does around its work: a folder, the command, the page."""
+"""What every benchmark that writes a page does around its work: options, a folder, the page."""
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser without options, which prints its description as it is written.
+
+    Args:
+        description: The benchmark's docstring.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=description, formatter_class=form)
+
+
+def add_working_options(parser: argparse.ArgumentParser) -> None:
+    """Add --threads, --keep and --reuse."""
+    add = parser.add_argument
+    add("--threads", type=int, default=1, help="more wait for each other where others work")
+    add("--keep", type=Path, help="leave all files in KEEP/")
+    add("--reuse", action="store_true", help="take what an earlier --keep left there")
 
 
 @contextmanager

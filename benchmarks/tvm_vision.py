@@ -39,7 +39,7 @@ from measure_tvm import (
     session_run,
     startup_ms,
 )
-from pages import command_line, publish, tell, working_folder
+from pages import command_line, command_parser, publish, tell, working_folder
 from report_tvm import OWN_IMAGES, Costs, Result, Row, environment, markdown
 from runs import Run, eager
 
@@ -247,9 +247,7 @@ def graph_logits(target: str, inputs: Inputs, images: np.ndarray, format_: str) 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with models/ and data/")
     add("--model", action="append", choices=MODELS, help="repeatable; all by default")

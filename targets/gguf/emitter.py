@@ -25,7 +25,7 @@ from qcompile.passes.quantization.quantize_blocks import QuantizeBlocks
 from qcompile.passes.quantization.step_store import StepStore
 from qcompile.targets.base import Emitter
 from qcompile.targets.device import Device
-from qcompile.targets.gguf import compare
+from qcompile.targets.gguf import compare, running
 from qcompile.targets.gguf.choices import nearest_mix, tensor_choices
 from qcompile.targets.gguf.companions import modelfile
 from qcompile.targets.gguf.container import write_gguf
@@ -33,14 +33,14 @@ from qcompile.targets.gguf.importance import importances
 from qcompile.targets.gguf.layout import Layout, stored_tensors
 from qcompile.targets.gguf.mixes import MIXES
 from qcompile.targets.gguf.planning import file_plan
+from qcompile.targets.gguf.times import token_times
 from qcompile.targets.options import DEFAULT_WEIGHTS, BlockOptions, WeightOptions
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
-from qcompile.targets.plans import FilePlan, NodePlan, TensorChoices
+from qcompile.targets.plans import EngineMemory, FilePlan, NodePlan, TensorChoices, TokenTimes
 
 ARTIFACT = "model.gguf"
 MINIMUM = "0.3.16"
 """Of llama-cpp-python: the first with the functions that the runtime calls."""
-OPTIONS = {"flash_attention": False, "kv_type": "f16", "repack": False}
 _PACKAGES = ("gguf", "transformers", "tokenizers", "llama-cpp-python")
 _MODULES = ("gguf", "transformers", "tokenizers", "llama_cpp")
 
@@ -122,6 +122,42 @@ class GgufEmitter(Emitter):
         """Return the mix that is nearest."""
         return nearest_mix(bits_per_weight)
 
+    def engine_memory(
+        self, checkpoint: Checkpoint, scheme: Scheme, blocks: BlockOptions, context: int
+    ) -> EngineMemory:
+        """Return what llama.cpp says that it would allocate."""
+        layout = Layout.of(checkpoint, scheme.precision, blocks)
+        return running.engine_memory(layout, running.engine_options(blocks), context)
+
+    def token_times(
+        self,
+        checkpoint: Checkpoint,
+        scheme: Scheme,
+        blocks: BlockOptions,
+        choices: Sequence[TensorChoices],
+        device: Device,
+    ) -> TokenTimes:
+        """Return times of llama.cpp on this machine, or bytes over the device's bandwidth."""
+        layout = Layout.of(checkpoint, scheme.precision, blocks)
+        return token_times(layout, choices, device, running.engine_options(blocks))
+
+    def planned_milliseconds(
+        self, checkpoint: Checkpoint, scheme: Scheme, blocks: BlockOptions
+    ) -> float:
+        """Let llama.cpp make some tokens with weights that are all zero."""
+        layout = Layout.of(checkpoint, scheme.precision, blocks)
+        return running.empty_milliseconds([layout], running.engine_options(blocks))[0]
+
+    def measured_memory(self, artifact: Path, blocks: BlockOptions, context: int) -> int:
+        """Let llama.cpp read a whole context."""
+        options = running.engine_options(blocks)
+        return running.measured_memory(artifact / ARTIFACT, options, context)
+
+    def measured_milliseconds(self, artifact: Path, blocks: BlockOptions) -> float:
+        """Let llama.cpp make some tokens."""
+        options = running.engine_options(blocks)
+        return running.milliseconds([artifact / ARTIFACT], options)[0]
+
     def plan(self, graph: Graph, scheme: Scheme, device: Device) -> list[NodePlan]:
         raise UnsupportedError("gguf plans tensors, not nodes")
 
@@ -161,7 +197,8 @@ class GgufEmitter(Emitter):
         write_gguf(folder / ARTIFACT, layout.fields(), stored_tensors(layout, graph))
         (folder / "Modelfile").write_text(modelfile(ARTIFACT, order.checkpoint), encoding="utf-8")
         tools = {package: importlib.metadata.version(package) for package in _PACKAGES}
-        engine = {"name": "llama_cpp", "minimum": MINIMUM, "options": OPTIONS}
+        options = running.engine_options(order.blocks)
+        engine = {"name": "llama_cpp", "minimum": MINIMUM, "options": options}
         files = (ARTIFACT, "Modelfile")
         return Emitted(ARTIFACT, files, engine, (), tools, layout=layout)
 

@@ -19,15 +19,20 @@ def file_plan(layout: Layout, keep_float: frozenset[str] = frozenset()) -> FileP
         layout: Of the file.
         keep_float: Names of weights that the user wants as float.
     """
-    formats = {source: f.name for source, f in layout.formats(keep_float).items()}
     reasons = {fallback.tensor: str(fallback) for fallback in layout.chosen.fallbacks}
-    stored = [_stored(tensor, formats) for tensor in layout.tensors]
+    stored = planned_tensors(layout, keep_float)
     plans = []
     for tensor, row in zip(layout.tensors, stored, strict=True):
         kept = not keep_float.isdisjoint(tensor.sources) and row.type_name == "F16"
         why = KEPT if kept else reasons.get(tensor.name, "")
         plans.append(TensorPlan(row.name, row.shape, row.type_name, row.nbytes, why))
     return FilePlan(tuple(plans), predicted_bytes(layout.fields(), stored), layout.notes())
+
+
+def planned_tensors(layout: Layout, keep_float: frozenset[str] = frozenset()) -> list[StoredTensor]:
+    """Return the tensors of a file, without their data; see ``file_plan``."""
+    formats = {source: f.name for source, f in layout.formats(keep_float).items()}
+    return [_stored(tensor, formats) for tensor in layout.tensors]
 
 
 def _stored(tensor: GgufTensor, formats: dict[str, str]) -> StoredTensor:

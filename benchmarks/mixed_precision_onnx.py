@@ -1,0 +1,170 @@
+r"""ONNX models whose weights have 8, 4 and 2 bits under a budget, beside uniform formats.
+
+The same float model, ONNX Runtime for all, one run:
+
+    python benchmarks/mixed_precision_onnx.py --data shared \
+        --output benchmarks/results/mixed_precision_onnx.md
+
+DATA holds models/NAME.py with models/NAME.safetensors, data/cifar10_test.npz and
+data/cifar10_calibration.npz. Needs ``pip install nncf`` for the rows of NNCF.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from coreml_vision import Inputs, prepare, timed
+from float_vision import MODELS, export, load_images
+from measure_int8 import logits_of, top1
+from mixed_precision_coreml import Test, evaluation, logits
+from pages import command_line, publish, tell, working_folder
+from peers_coreml import INPUT
+from report_mixed import MIXED, OURS, POINTS, Row, environment, page, row
+from runs import eager
+
+from qcompile.compiler.driver import Bundle
+from qcompile.compiler.driver.budget import Budget
+from qcompile.compiler.driver.build import build
+from qcompile.compiler.driver.options import BuildOptions
+from qcompile.targets.options import BlockOptions
+
+UNIFORM = ("int8", "int4", "int4-per-channel", "int2", "int2-per-channel")
+"""Of this project: every weight is pinned."""
+NEARLY_ALL = 16.0
+"""Bits a weight that no uniform format needs: the pins decide."""
+NOTES = """\
+Weights alone are in codes; arithmetic is in float32. Uniform formats of qcompile pin every weight with
+`--tensor-type .=FORMAT`: int8 with a scale a channel, int4 and int2 (with a zero point) with a scale for 32
+input channels, or for all. They and plans are rounded alike, with the 512 calibration images. NNCF's
+`compress_weights` knows no format for convolutions; its rows show what it leaves. A plan `mixed, N bytes` is
+`--max-size N`, with N the bytes of a uniform model; `mixed, top-1` is `--optimize size --max-drop 0.5`, whose
+`evaluate` are the images of this table. All models run in ONNX Runtime. Agreement and KL divergence are with
+the float32 model in PyTorch. Seconds are of one run on a shared machine, with verification and damage.
+"""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model to judge."""
+
+    weights: str
+    tool: str
+    file: Path
+    seconds: float
+    formats: str = ""
+
+
+def judged(built: Built, test: Test) -> Row:
+    """Return the row of a model."""
+    found = logits_of(built.file, test.images)
+    size = built.file.stat().st_size
+    return row(
+        built.weights, built.tool, size, found, test.reference, test.labels, built.seconds, built.formats
+    )  # fmt: skip
+
+
+def build_ours(name: str, inputs: Inputs, **options: Any) -> Built:
+    """Build with this project."""
+    given = BuildOptions(target="onnx", calibrate={INPUT: inputs.calibration}, **options)
+    folder = inputs.folder / f"{name.replace(' ', '-').replace(',', '')}.qc"
+    found: list[Bundle] = []
+    seconds = timed(lambda: found.append(build(inputs.source, folder, given, force=True)))
+    counts = Counter(found[0].manifest.plan.get("types", {}).values())
+    formats = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    return Built(name, OURS, folder / "model.onnx", seconds, formats)
+
+
+def build_nncf(mode: str, float_model: Path, inputs: Inputs) -> Built:
+    """Compress the float model with NNCF."""
+    import nncf
+    import onnx
+
+    output = inputs.folder / f"nncf {mode}.onnx"
+
+    def compress() -> None:
+        wanted = getattr(nncf.CompressWeightsMode, mode)
+        more = {"all_layers": True, "ratio": 1.0, "group_size": -1} if "INT4" in mode else {}
+        onnx.save(nncf.compress_weights(onnx.load(float_model), wanted, **more), output)
+
+    return Built(mode, "nncf", output, timed(compress))
+
+
+def uniform_rows(inputs: Inputs, float_model: Path, test: Test) -> tuple[list[Row], list[str]]:
+    """Return the rows of uniform formats, and why others could not be built."""
+    rows = [judged(Built("float32", "torch.onnx", float_model, 0.0), test)]
+    for kind in UNIFORM:
+        tell(f"building {kind}")
+        pins = BlockOptions(tensor_types=((".", kind),))
+        budget = Budget(target_bpw=NEARLY_ALL)
+        built = build_ours(kind, inputs, blocks=pins, budget=budget, evaluate=False)
+        rows.append(judged(replace(built, formats=""), test))
+    failures = []
+    for mode in ("INT8_SYM", "INT4_SYM"):
+        try:
+            rows.append(judged(build_nncf(mode, float_model, inputs), test))
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            failures.append(f"{mode} by nncf: {type(error).__name__}: {reason}")
+    return rows, failures
+
+
+def benchmark(model: str, options: argparse.Namespace, folder: Path) -> str:
+    """Build and measure everything for one model; return the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    inputs, float_model = prepare(model, options.data, folder), folder / "float.onnx"
+    file = options.data / "models" / f"{model}.py"
+    export(file, file.with_suffix(".safetensors"), float_model)
+    images, labels = load_images(options.data / "data" / "cifar10_test.npz")
+    images, labels = images[: options.images], labels[: options.images]
+    torch.set_num_threads(1)
+    reference = logits(eager(inputs.source.module), images)
+    test = Test(images, labels, reference)
+    inputs = replace(inputs, source=replace(inputs.source, evaluate=evaluation(test)))
+    rows, failures = uniform_rows(inputs, float_model, test)
+    four = [r for r in rows if r.tool == OURS and r.weights.startswith("int4")]
+    wanted = {f"{MIXED}, {r.bytes:,} bytes": r for r in four}
+    for name, uniform in wanted.items():
+        tell(f"building {name}")
+        rows.append(judged(build_ours(name, inputs, budget=Budget(uniform.bytes)), test))
+    tell("building the smallest")
+    smallest = Budget(optimize="size")
+    rows.append(
+        judged(build_ours(f"{MIXED}, top-1", inputs, budget=smallest, max_drop=POINTS), test)
+    )
+    sizes = {f"{name} by {OURS}": uniform.name for name, uniform in wanted.items()}
+    packages = ("onnx", "onnxruntime", "nncf", "scipy")
+    facts = environment(command_line(sys.argv[1:]), len(images), packages)
+    notes = NOTES + "".join(f"\nNot built: {reason}\n" for reason in failures)
+    title = f"{model} as ONNX models under a budget, beside uniform formats"
+    return page(title, notes, rows, top1(reference, labels), sizes, facts)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with models/ and data/")
+    parser.add_argument("--model", choices=MODELS, default="mobilenet_v2")
+    parser.add_argument("--images", type=int, default=10_000, help="test images to measure on")
+    parser.add_argument("--keep", type=Path, help="leave the models in KEEP/")
+    parser.add_argument("--output", type=Path, help="FILE.md")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmark."""
+    options = parse(arguments)
+    with working_folder(options.keep) as folder:
+        publish(benchmark(options.model, options, folder), options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

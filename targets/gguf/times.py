@@ -1,0 +1,119 @@
+"""What each format of each tensor adds to the time of a token."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from qcompile.compiler.ir.blocks.format import BlockFormat
+from qcompile.compiler.ir.errors import TargetError
+from qcompile.targets.device import Device
+from qcompile.targets.gguf import running
+from qcompile.targets.gguf.layout import Layout
+from qcompile.targets.gguf.planning import planned_tensors
+from qcompile.targets.gguf.tensors import never_quantized
+from qcompile.targets.options import NO_BLOCK_OPTIONS
+from qcompile.targets.plans import TensorChoices, TokenTimes
+
+HOST = "host"
+TABLE, OUTPUT = "token_embd.weight", "output.weight"
+_EXPERTS = "_exps."
+_MS = 1e3
+
+
+def token_times(
+    layout: Layout, choices: Sequence[TensorChoices], device: Device, options: Mapping[str, Any]
+) -> TokenTimes:
+    """Return them: measured for this machine, for others bytes over their memory's bandwidth.
+
+    Raises:
+        TargetError: Of another device nobody knows the bandwidth.
+    """
+    if device.name == HOST:
+        return _measured(layout, choices, options)
+    if device.memory_bandwidth_gbs is None:
+        raise TargetError(
+            f"the time of a token on {device.name} can be neither measured here nor modelled, for its memory "
+            "bandwidth is not known: leave out --max-latency and --optimize latency, give --target host, or "
+            "a device file with memory_bandwidth_gbs (docs/add-a-device.md)"
+        )
+    return _modelled(layout, choices, device.memory_bandwidth_gbs)
+
+
+def activity(layout: Layout, name: str) -> float:
+    """Return the share of a tensor that a token reads.
+
+    A table of embeddings is looked up, and read as a whole only where the output layer is the same one; of
+    experts a token reads those that its router takes.
+    """
+    if name == TABLE:
+        return float(all(tensor.name != OUTPUT for tensor in layout.tensors))
+    if _EXPERTS not in name:
+        return 1.0
+    fields, family = layout.fields(), layout.architecture.name
+    return float(fields[f"{family}.expert_used_count"] / fields[f"{family}.expert_count"])
+
+
+def _modelled(layout: Layout, choices: Sequence[TensorChoices], gigabytes: float) -> TokenTimes:
+    """Return bytes that a token reads by the bandwidth: no device is faster."""
+    a_byte = _MS / (gigabytes * 1e9)
+    of = {}
+    for choice in choices:
+        shares = {name: activity(layout, name) for name in choice.tensors}
+        of[choice.name] = {
+            format.name: a_byte
+            * sum(share * format.storage_bytes(choice.tensors[n]) for n, share in shares.items())
+            for format in choice.formats
+            if isinstance(format, BlockFormat)
+        }
+    rest = sum(t.nbytes for t in planned_tensors(layout) if never_quantized(t.name, t.shape))
+    return TokenTimes(of, a_byte * rest, modelled=True)
+
+
+def _measured(
+    layout: Layout, choices: Sequence[TensorChoices], options: Mapping[str, Any]
+) -> TokenTimes:
+    """Return shares of measured times of whole models.
+
+    For each format there is a file in which all tensors have it that can. A tensor's share of the time is
+    that of its numbers; what no format changes is shared out as well: the sum over a file is what it took.
+    """
+    weights = {
+        choice.name: sum(math.prod(s) * activity(layout, n) for n, s in choice.tensors.items())
+        for choice in choices
+    }
+    all_of_it = sum(weights.values())
+    kinds = sorted({format.name for choice in choices for format in choice.formats})
+    plans = [{choice.name: _nearest(choice, kind) for choice in choices} for kind in kinds]
+    layouts = [with_types(layout, choices, plan) for plan in plans]
+    taken = np.array(running.empty_milliseconds(layouts, options))
+    shares = np.zeros((len(kinds), len(kinds)))
+    for row, plan in zip(shares, plans, strict=True):
+        for name, kind in plan.items():
+            row[kinds.index(kind)] += weights[name] / all_of_it
+    found = np.linalg.lstsq(shares, taken, rcond=None)[0].clip(min=0.0)
+    whole = dict(zip(kinds, found.tolist(), strict=True))
+    of = {
+        c.name: {f.name: whole[f.name] * weights[c.name] / all_of_it for f in c.formats}
+        for c in choices
+    }
+    return TokenTimes(of, 0.0, modelled=False)
+
+
+def _nearest(choice: TensorChoices, kind: str) -> str:
+    """Return a format that tensors may have: a kind, or else the one of most bits."""
+    names = [format.name for format in choice.formats]
+    return kind if kind in names else names[choice.bytes.index(max(choice.bytes))]
+
+
+def with_types(layout: Layout, choices: Sequence[TensorChoices], plan: Mapping[str, str]) -> Layout:
+    """Return the layout with the types of a plan, which names the first tensor of each choice."""
+    types = {name: plan[choice.name] for choice in choices for name in choice.tensors}
+    pairs = tuple((f"^{re.escape(name)}$", kind) for name, kind in types.items())
+    own = replace(NO_BLOCK_OPTIONS, tensor_types=pairs)
+    return Layout.of(layout.checkpoint, layout.mix, own)
