@@ -13,22 +13,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from coreml_vision import FORMATS, TARGET, Artifact, Inputs, build_peer, prepare, timed
-from float_vision import MODELS, load_images
+from coreml_vision import FORMATS, TARGET, Artifact, Inputs, build_peer, timed
 from measure_coreml import interpreted, package_bytes
 from measure_int8 import top1
+from mixed_inputs import Test, bundle_folder, formats_of, logits, parse, prepared
 from pages import command_line, publish, tell, working_folder
 from peers_coreml import INPUT, PEERS
 from report_mixed import MIXED, OURS, POINTS, Row, environment, page, row
-from runs import Run, eager
 
 from qcompile.compiler.driver import Bundle
 from qcompile.compiler.driver.budget import Budget
@@ -42,25 +36,12 @@ NOTES = """\
 Uniform formats of coremltools start from the fp16 package that qcompile wrote. coremltools leaves weights
 of up to 2048 elements in fp16; in the rows `all weights` its `weight_threshold` is 0. Uniform formats of
 qcompile have the 512 calibration images, and so have plans. A plan `mixed, N bytes` is `--max-size N`, with
-N the bytes of a uniform package; `mixed, top-1` is `--optimize size --max-drop 0.5`, whose `evaluate` are the
-images of this table. All packages, as they are on disk, run in the reference interpreter on Linux, so that
-nothing is assumed of what they decode to. Agreement and KL divergence are with the float32 model in PyTorch.
+N the bytes of a uniform package; `mixed, top-1` is `--optimize size --max-drop 0.5`, whose `evaluate` are
+other test images than those of this table. All packages, as they are on disk, run in the reference
+interpreter on Linux, so that nothing is assumed of what they decode to. Agreement and KL divergence are
+with the float32 model in PyTorch.
 Seconds are of one run on a shared machine, with verification and damage.
 """
-
-
-@dataclass(frozen=True)
-class Test:
-    """What packages are judged on; the reference are the float model's logits."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    reference: np.ndarray
-
-
-def logits(run: Run, images: np.ndarray) -> np.ndarray:
-    """Return what a model makes of all images."""
-    return np.concatenate([run(images[i : i + 250]) for i in range(0, len(images), 250)])
 
 
 def judged(artifact: Artifact, test: Test, formats: str = "") -> Row:
@@ -75,24 +56,10 @@ def judged(artifact: Artifact, test: Test, formats: str = "") -> Row:
 def build_ours(name: str, inputs: Inputs, **options: Any) -> tuple[Artifact, str]:
     """Build with this project; return the package, and the formats of a plan."""
     given = BuildOptions(target=TARGET, calibrate={INPUT: inputs.calibration}, **options)
-    folder = inputs.folder / f"{name.replace(' ', '-').replace(',', '')}.qc"
+    folder = bundle_folder(inputs, name)
     found: list[Bundle] = []
     seconds = timed(lambda: found.append(build(inputs.source, folder, given, force=True)))
-    counts = Counter(found[0].manifest.plan.get("types", {}).values())
-    formats = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    return Artifact(name, OURS, folder / "model.mlpackage", seconds), formats
-
-
-def evaluation(test: Test) -> Callable[[Any], dict[str, float]]:
-    """Return an ``evaluate`` of the test images."""
-
-    def evaluate(predict: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, float]:
-        def run(images: np.ndarray) -> np.ndarray:
-            return np.asarray(next(iter(predict({INPUT: images}).values())))
-
-        return {"top1": top1(logits(run, test.images), test.labels)}
-
-    return evaluate
+    return Artifact(name, OURS, folder / "model.mlpackage", seconds), formats_of(found[0])
 
 
 def uniform_rows(inputs: Inputs, test: Test) -> list[Row]:
@@ -118,16 +85,9 @@ def sizes_to_match(rows: list[Row]) -> dict[str, Row]:
     return found
 
 
-def benchmark(model: str, options: argparse.Namespace, folder: Path) -> str:
+def benchmark(options: argparse.Namespace, folder: Path) -> str:
     """Build and measure everything for one model; return the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs = prepare(model, options.data, folder)
-    images, labels = load_images(options.data / "data" / "cifar10_test.npz")
-    images, labels = images[: options.images], labels[: options.images]
-    torch.set_num_threads(1)
-    reference = logits(eager(inputs.source.module), images)
-    test = Test(images, labels, reference)
-    inputs = replace(inputs, source=replace(inputs.source, evaluate=evaluation(test)))
+    inputs, test = prepared(options, folder)
     rows = uniform_rows(inputs, test)
     wanted = sizes_to_match(rows)
     for name, uniform in wanted.items():
@@ -139,33 +99,20 @@ def benchmark(model: str, options: argparse.Namespace, folder: Path) -> str:
     rows.append(judged(*_with(test, built)))
     sizes = {f"{name} by {OURS}": uniform.name for name, uniform in wanted.items()}
     packages = ("coremltools", "scikit-learn", "kmeans1d", "scipy")
-    facts = environment(command_line(sys.argv[1:]), len(images), packages)
-    title = f"{model} as Core ML packages under a budget, beside uniform formats"
-    return page(title, NOTES, rows, top1(reference, labels), sizes, facts)
+    facts = environment(command_line(sys.argv[1:]), len(test.images), packages)
+    title = f"{options.model} as Core ML packages under a budget, beside uniform formats"
+    return page(title, NOTES, rows, top1(test.reference, test.labels), sizes, facts)
 
 
 def _with(test: Test, built: tuple[Artifact, str]) -> tuple[Artifact, Test, str]:
     return built[0], test, built[1]
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--model", choices=MODELS, default="mobilenet_v2")
-    parser.add_argument("--images", type=int, default=10_000, help="test images to measure on")
-    parser.add_argument("--keep", type=Path, help="leave the packages in KEEP/")
-    parser.add_argument("--output", type=Path, help="FILE.md")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: list[str]) -> int:
     """Run the benchmark."""
-    options = parse(arguments)
+    options = parse(__doc__, arguments)
     with working_folder(options.keep) as folder:
-        publish(benchmark(options.model, options, folder), options.output)
+        publish(benchmark(options, folder), options.output)
     return 0
 
 

@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from coreml_vision import Inputs, prepare, timed
-from float_vision import MODELS, export, load_images
+from coreml_vision import Inputs, timed
+from float_vision import export
 from measure_int8 import logits_of, top1
-from mixed_precision_coreml import Test, evaluation, logits
+from mixed_inputs import Test, bundle_folder, formats_of, parse, prepared
 from pages import command_line, publish, tell, working_folder
 from peers_coreml import INPUT
 from report_mixed import MIXED, OURS, POINTS, Row, environment, page, row
-from runs import eager
 
 from qcompile.compiler.driver import Bundle
 from qcompile.compiler.driver.budget import Budget
@@ -44,8 +41,9 @@ Weights alone are in codes; arithmetic is in float32. Uniform formats of qcompil
 input channels, or for all. They and plans are rounded alike, with the 512 calibration images. NNCF's
 `compress_weights` knows no format for convolutions; its rows show what it leaves. A plan `mixed, N bytes` is
 `--max-size N`, with N the bytes of a uniform model; `mixed, top-1` is `--optimize size --max-drop 0.5`, whose
-`evaluate` are the images of this table. All models run in ONNX Runtime. Agreement and KL divergence are with
-the float32 model in PyTorch. Seconds are of one run on a shared machine, with verification and damage.
+`evaluate` are other test images than those of this table. All models run in ONNX Runtime. Agreement and KL
+divergence are with the float32 model in PyTorch. Seconds are of one run on a shared machine, with
+verification and damage.
 """
 
 
@@ -72,12 +70,10 @@ def judged(built: Built, test: Test) -> Row:
 def build_ours(name: str, inputs: Inputs, **options: Any) -> Built:
     """Build with this project."""
     given = BuildOptions(target="onnx", calibrate={INPUT: inputs.calibration}, **options)
-    folder = inputs.folder / f"{name.replace(' ', '-').replace(',', '')}.qc"
+    folder = bundle_folder(inputs, name)
     found: list[Bundle] = []
     seconds = timed(lambda: found.append(build(inputs.source, folder, given, force=True)))
-    counts = Counter(found[0].manifest.plan.get("types", {}).values())
-    formats = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-    return Built(name, OURS, folder / "model.onnx", seconds, formats)
+    return Built(name, OURS, folder / "model.onnx", seconds, formats_of(found[0]))
 
 
 def build_nncf(mode: str, float_model: Path, inputs: Inputs) -> Built:
@@ -114,18 +110,12 @@ def uniform_rows(inputs: Inputs, float_model: Path, test: Test) -> tuple[list[Ro
     return rows, failures
 
 
-def benchmark(model: str, options: argparse.Namespace, folder: Path) -> str:
+def benchmark(options: argparse.Namespace, folder: Path) -> str:
     """Build and measure everything for one model; return the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    inputs, float_model = prepare(model, options.data, folder), folder / "float.onnx"
-    file = options.data / "models" / f"{model}.py"
+    inputs, test = prepared(options, folder)
+    float_model = folder / "float.onnx"
+    file = options.data / "models" / f"{options.model}.py"
     export(file, file.with_suffix(".safetensors"), float_model)
-    images, labels = load_images(options.data / "data" / "cifar10_test.npz")
-    images, labels = images[: options.images], labels[: options.images]
-    torch.set_num_threads(1)
-    reference = logits(eager(inputs.source.module), images)
-    test = Test(images, labels, reference)
-    inputs = replace(inputs, source=replace(inputs.source, evaluate=evaluation(test)))
     rows, failures = uniform_rows(inputs, float_model, test)
     four = [r for r in rows if r.tool == OURS and r.weights.startswith("int4")]
     wanted = {f"{MIXED}, {r.bytes:,} bytes": r for r in four}
@@ -139,30 +129,17 @@ def benchmark(model: str, options: argparse.Namespace, folder: Path) -> str:
     )
     sizes = {f"{name} by {OURS}": uniform.name for name, uniform in wanted.items()}
     packages = ("onnx", "onnxruntime", "nncf", "scipy")
-    facts = environment(command_line(sys.argv[1:]), len(images), packages)
+    facts = environment(command_line(sys.argv[1:]), len(test.images), packages)
     notes = NOTES + "".join(f"\nNot built: {reason}\n" for reason in failures)
-    title = f"{model} as ONNX models under a budget, beside uniform formats"
-    return page(title, notes, rows, top1(reference, labels), sizes, facts)
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True, help="folder with models/ and data/")
-    parser.add_argument("--model", choices=MODELS, default="mobilenet_v2")
-    parser.add_argument("--images", type=int, default=10_000, help="test images to measure on")
-    parser.add_argument("--keep", type=Path, help="leave the models in KEEP/")
-    parser.add_argument("--output", type=Path, help="FILE.md")
-    return parser.parse_args(arguments)
+    title = f"{options.model} as ONNX models under a budget, beside uniform formats"
+    return page(title, notes, rows, top1(test.reference, test.labels), sizes, facts)
 
 
 def main(arguments: list[str]) -> int:
     """Run the benchmark."""
-    options = parse(arguments)
+    options = parse(__doc__, arguments)
     with working_folder(options.keep) as folder:
-        publish(benchmark(options.model, options, folder), options.output)
+        publish(benchmark(options, folder), options.output)
     return 0
 
 
