@@ -26,7 +26,7 @@ from qcompile.compiler.driver.plot import Axis, Series, svg
 
 TARGET, PRECISION = "apple-m2", "q4_k_m"
 LAYERS = (2, 4, 8, 16)
-SEQ_LEN, SEQUENCES = 512, 16
+SEQ_LEN, SEQUENCES = 512, 8
 COLUMNS = (
     "layers",
     "parameters",

@@ -35,26 +35,22 @@ MIN_STEPS = (0, -1, 1, -2, 2)
 Rounded = AffineFormat | LatticeFormat
 
 
-def feed_back(target: Tensor, upper: Tensor, format: Rounded, move: Tensor | None = None) -> Tensor:
+def feed_back(target: Tensor, upper: Tensor, format: Rounded) -> Tensor:
     """Return a weight's blocks, rounded with error feedback.
 
     Args:
         target: ``[rows, columns]``; the columns fill the format's blocks.
         upper: ``[columns, columns]``, upper Cholesky factor of the inverse of H.
         format: Of the blocks.
-        move: ``[columns, columns]``: rows times it are added to them first.
 
     Returns:
         uint8 ``[rows, bytes]``.
     """
     upper = upper.float()
-
-    def of(rows: Tensor) -> Tensor:
-        moved = rows if move is None else rows + rows @ move
-        return feed_back_rows(moved, upper, format)
-
     rows = min(MOST_ROWS, max(FEWEST_ROWS, len(target) // 2))
-    return torch.cat(list(each(of, target.float().split(rows))))
+    return torch.cat(
+        each(lambda part: feed_back_rows(part, upper, format), target.float().split(rows))
+    )
 
 
 def feed_back_rows(target: Tensor, upper: Tensor, format: Rounded) -> Tensor:

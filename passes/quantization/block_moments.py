@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from qcompile.passes.calibration.parallel import total
+from qcompile.passes.calibration.parallel import each, total
 from qcompile.passes.calibration.walk import Values
+from qcompile.passes.quantization import triangular
 
 DAMPING = 0.01
 DRIFT_DAMPING = 0.1
 """Of the mean of H, when the weight moves: the drift is noise for the most part, and must not be fitted."""
+MOVED_ROWS = 512
+"""That a core moves at a time."""
 JUDGE_EVERY = 8
 
 
@@ -51,37 +53,58 @@ class Moments:
         return self.hessian.diagonal() / max(1, self.tokens)
 
     def upper(self, damping: float = DAMPING) -> Tensor:
-        """Return the upper Cholesky factor of the inverse of H with damping."""
-        factor: Tensor = torch.linalg.cholesky(_inverse(self.hessian, damping), upper=True)
-        return factor
+        """Return U, upper triangular, with ``U^T U`` the inverse of H with damping; float32.
 
-    @cached_property
-    def move(self) -> Tensor:
-        """``D^T X (H + damping)^-1``: a weight times one plus this makes the float output from X."""
-        return self.drift @ _inverse(self.hessian, DRIFT_DAMPING)
-
-    def error(self, weight: Tensor, decoded: Tensor) -> float:
-        """Return the squared error of the output against the float graph's, summed over tokens.
-
-        With E = W - Q it is tr(E H E^T) + 2 tr(W (D^T X) E^T) + tr(W (D^T D) W^T).
+        With the order of columns reversed, the Cholesky factor of H is the inverse of U.
         """
-        lost = weight - decoded
-        own = ((lost @ self.hessian) * lost).sum(dtype=torch.float64)
-        crossed = ((weight @ self.drift) * lost).sum(dtype=torch.float64)
-        return float(own + 2 * crossed + self._inherited(weight))
+        return triangular.inverse(_factor(self.hessian.flip(0, 1), damping)).flip(0, 1).float()
 
-    def own_error(self, weight: Tensor, decoded: Tensor) -> float:
-        """Return the squared error that rounding alone adds to the output."""
-        lost = weight - decoded
-        return float(((lost @ self.hessian) * lost).sum(dtype=torch.float64))
+    def moved(self, weight: Tensor) -> Tensor:
+        """Return a weight that makes the float output from X: ``W + W D^T X (H + damping)^-1``."""
+        lower = _factor(self.hessian, DRIFT_DAMPING)
 
-    def power(self, weight: Tensor) -> float:
-        """Return the squared float output, summed over tokens."""
-        exact = self.hessian + self.drift + self.drift.T + self.gap
-        return float(((weight @ exact) * weight).sum(dtype=torch.float64))
+        def of(rows: Tensor) -> Tensor:
+            more: Tensor = torch.cholesky_solve((rows @ self.drift).T.double(), lower)
+            return rows + more.T.float()
 
-    def _inherited(self, weight: Tensor) -> Tensor:
-        return ((weight @ self.gap) * weight).sum(dtype=torch.float64)
+        return torch.cat(each(of, weight.float().split(MOVED_ROWS)))
+
+    def judge(self, weight: Tensor, decoded: Iterable[Tensor]) -> Judgement:
+        """Return how the outputs of several roundings of some rows differ from the float graph's.
+
+        With E = W - Q the squared error is tr(E H E^T) + 2 tr(W (D^T X) E^T) + tr(W (D^T D) W^T).
+        """
+        drifted = weight @ self.drift
+        inherited = _product(weight @ self.gap, weight)
+        own, errors = [], []
+        for lost in (weight - values for values in decoded):
+            own.append(_product(lost @ self.hessian, lost))
+            errors.append(own[-1] + 2 * _product(drifted, lost) + inherited)
+        power = _product(weight @ self.hessian, weight) + 2 * _product(drifted, weight) + inherited
+        return Judgement(power, tuple(own), tuple(errors))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Squares summed over tokens and outputs; ``+`` adds those of other rows.
+
+    Args:
+        power: Of the float output.
+        own: Of what each rounding alone adds.
+        errors: Of the output of each against the float graph's.
+    """
+
+    power: float
+    own: tuple[float, ...]
+    errors: tuple[float, ...]
+
+    def __add__(self, other: Judgement) -> Judgement:
+        """Return the sums."""
+        own, errors = (
+            tuple(a + b for a, b in zip(*pair, strict=True))
+            for pair in ((self.own, other.own), (self.errors, other.errors))
+        )
+        return Judgement(self.power + other.power, own, errors)
 
 
 def moments(inputs: Values, batches: Sequence[int], *, judging: bool = False) -> Moments:
@@ -106,17 +129,16 @@ def moments(inputs: Values, batches: Sequence[int], *, judging: bool = False) ->
     return Moments(tokens, hessian, drift.expand_as(hessian), gap.expand_as(hessian))
 
 
-def _inverse(hessian: Tensor, damping: float) -> Tensor:
-    """Return the inverse of H plus damping, which grows until a Cholesky factor exists."""
+def _product(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(dtype=torch.float64))
+
+
+def _factor(hessian: Tensor, damping: float) -> Tensor:
+    """Return the lower Cholesky factor of H plus damping, which grows until there is one; float64."""
     mean = hessian.diagonal().double().mean().clamp(min=1e-12)
-    while True:
-        lower, failed = torch.linalg.cholesky_ex(_damped(hessian, damping * mean))
-        if not failed:
-            inverse: Tensor = torch.cholesky_inverse(lower).float()
-            del lower  # each of these is as large as H, or twice
-            if not torch.linalg.cholesky_ex(inverse)[1]:
-                return inverse
+    while (lower := triangular.cholesky(_damped(hessian, damping * mean))) is None:
         damping *= 10
+    return lower
 
 
 def _damped(hessian: Tensor, by: Tensor) -> Tensor:

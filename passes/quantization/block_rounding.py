@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeGuard
 
 import torch
@@ -19,7 +21,7 @@ from qcompile.compiler.ir.errors import ModelError
 from qcompile.compiler.ir.stored import Part, parts_of
 from qcompile.passes.calibration.parallel import each
 from qcompile.passes.quantization.block_feedback import feed_back
-from qcompile.passes.quantization.block_moments import Moments
+from qcompile.passes.quantization.block_moments import Judgement, Moments
 from qcompile.passes.quantization.ggml_encoder import ggml_encode
 from qcompile.passes.quantization.records import LayerRecord
 
@@ -126,7 +128,7 @@ def best_rounding(
         upper = fit.upper()
         found.append(Blocks(format, feed_back(weight, upper, format), "gptq"))
         if bool(fit.drift.any()):
-            data = feed_back(weight, upper, format, fit.move)
+            data = feed_back(fit.moved(weight), upper, format)
             found.append(Blocks(format, data, "gptaq"))
     return _best(found, weight, judge, record)
 
@@ -182,23 +184,28 @@ def _bits(format: BlockFormat) -> float:
 
 
 def _best(found: Sequence[Blocks], weight: Tensor, judge: Moments, record: LayerRecord) -> Blocks:
-    errors = [_sum(weight, blocks, judge.error) for blocks in found]
-    best = min(range(len(found)), key=errors.__getitem__)
-    base = errors[0] or 1e-30
+    judged = _judged(found, weight, judge)
+    best = min(range(len(found)), key=judged.errors.__getitem__)
+    base = judged.errors[0] or 1e-30
     record.rounding = found[best].method
     record.tried = {
-        b.method: round(e / base, 4) for b, e in zip(found[1:], errors[1:], strict=True)
+        b.method: round(e / base, 4) for b, e in zip(found[1:], judged.errors[1:], strict=True)
     }
-    power = sum(each(judge.power, weight.split(JUDGED_ROWS)))
-    record.weight_sqnr_db = _db(power, _sum(weight, found[best], judge.own_error))
-    record.output_sqnr_db = _db(power, errors[best])
+    record.weight_sqnr_db = _db(judged.power, judged.own[best])
+    record.output_sqnr_db = _db(judged.power, judged.errors[best])
     return found[best]
 
 
-def _sum(weight: Tensor, blocks: Blocks, error: Callable[[Tensor, Tensor], float]) -> float:
-    """Return the sum of rows' errors; some rows are decoded at a time."""
-    pairs = zip(weight.split(JUDGED_ROWS), blocks.data.split(JUDGED_ROWS), strict=True)
-    return sum(each(lambda pair: error(pair[0], blocks.format.decode(pair[1])), pairs))
+def _judged(found: Sequence[Blocks], weight: Tensor, judge: Moments) -> Judgement:
+    """Return what all rows say; some rows are decoded at a time."""
+
+    def of(parts: tuple[Tensor, ...]) -> Judgement:
+        rows, *data = parts
+        decoded = (b.format.decode(d) for b, d in zip(found, data, strict=True))
+        return judge.judge(rows, decoded)
+
+    splits = (t.split(JUDGED_ROWS) for t in (weight, *(b.data for b in found)))
+    return reduce(operator.add, each(of, zip(*splits, strict=True)))
 
 
 def _db(power: float, error: float) -> float | None:

@@ -115,7 +115,7 @@ def judged_rows(
     """
     fit, judge = moments
     parts = [some_rows(weight, len(weights)) for weight in weights]
-    powers = [max(1e-30, judge.power(part)) for part in parts]
+    powers = [max(1e-30, judge.judge(part, ()).power) for part in parts]
     shares = [
         torch.full((len(p),), 1 / power).double() for p, power in zip(parts, powers, strict=True)
     ]

@@ -153,7 +153,8 @@ def test_outputs_are_nearer_than_those_of_the_encoder(name: str, seed: int) -> N
     assert isinstance(block_format, AffineFormat | LatticeFormat)
     alone = block_format.decode(block_format.encode(weight, moments.importance))
     together = block_format.decode(feed_back(weight, moments.upper(), block_format))
-    assert moments.own_error(weight, together) < 0.8 * moments.own_error(weight, alone)
+    first, second = moments.judge(weight, [together, alone]).own
+    assert first < 0.8 * second
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -175,7 +176,7 @@ def test_rows_are_rounded_by_themselves(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(block_feedback, "MOST_ROWS", 8)
     parts = feed_back(weight, moments.upper(), block_format)
     assert ((parts != whole).any(1)).sum() <= 2
-    errors = [moments.own_error(weight, block_format.decode(data)) for data in (whole, parts)]
+    errors = moments.judge(weight, [block_format.decode(data) for data in (whole, parts)]).own
     assert errors[1] == pytest.approx(errors[0], rel=0.01)
 
 
@@ -186,7 +187,9 @@ def test_bytes_do_not_depend_on_threads(name: str, monkeypatch: pytest.MonkeyPat
     assert isinstance(block_format, AffineFormat | LatticeFormat)
     monkeypatch.setattr(block_feedback, "MOST_ROWS", 8)
     beside = feed_back(weight, upper, block_format)
-    monkeypatch.setattr(block_feedback, "each", lambda function, items: map(function, items))
+    monkeypatch.setattr(
+        block_feedback, "each", lambda function, items: [function(i) for i in items]
+    )
     assert torch.equal(feed_back(weight, upper, block_format), beside)
 
 
@@ -218,7 +221,8 @@ def test_inputs_that_are_always_zero_do_no_harm(name: str) -> None:
     assert found.values.isfinite().all()
     assert found.values.abs().max() < 3 * weight.abs().max()
     alone = found.format.decode(found.format.encode(weight, moments.importance))
-    assert moments.own_error(weight, found.values.float()) < moments.own_error(weight, alone)
+    first, second = moments.judge(weight, [found.values.float(), alone]).own
+    assert first < second
 
 
 @pytest.mark.parametrize("name", ALL)
