@@ -12,6 +12,7 @@ data/cifar10_calibration.npz. Needs ``pip install nncf`` for the rows of NNCF.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from qcompile.compiler.driver import Bundle
 from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.driver.build import build
 from qcompile.compiler.driver.options import BuildOptions
+from qcompile.compiler.driver.target import resolve
+from qcompile.compiler.driver.weight_plans import early_choices, planned_target
 from qcompile.targets.options import BlockOptions
 
 UNIFORM = ("int8", "int4", "int4-per-channel", "int2", "int2-per-channel")
@@ -96,7 +99,7 @@ def uniform_rows(inputs: Inputs, float_model: Path, test: Test) -> tuple[list[Ro
     rows = [judged(Built("float32", "torch.onnx", float_model, 0.0), test)]
     for kind in UNIFORM:
         tell(f"building {kind}")
-        pins = BlockOptions(tensor_types=((".", kind),))
+        pins = BlockOptions(tensor_types=_all_of(kind, inputs))
         budget = Budget(target_bpw=NEARLY_ALL)
         built = build_ours(kind, inputs, blocks=pins, budget=budget, evaluate=False)
         rows.append(judged(replace(built, formats=""), test))
@@ -108,6 +111,18 @@ def uniform_rows(inputs: Inputs, float_model: Path, test: Test) -> tuple[list[Ro
             reason = (str(error).splitlines() or [""])[0]
             failures.append(f"{mode} by nncf: {type(error).__name__}: {reason}")
     return rows, failures
+
+
+def _all_of(kind: str, inputs: Inputs) -> tuple[tuple[str, str], ...]:
+    """Return a pin for each weight; one of few channels has one scale for all of them in any case."""
+    options = BuildOptions(target="onnx")
+    target = planned_target(inputs.source, resolve("onnx"), options, wanted=True)
+    pins = []
+    for choice in early_choices(inputs.source, target, options):
+        has = kind in {format.name for format in choice.formats}
+        own = kind if has else kind.removesuffix("-per-channel")
+        pins.append((f"^{re.escape(choice.name)}$", own))
+    return tuple(pins)
 
 
 def benchmark(options: argparse.Namespace, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a language model takes while it runs, as its engine says: memory, and time of a token."""
+"""What a model takes while it runs, as its engine says: memory and time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ class RunningCosts:
     """The part of an emitter that knows it; a format that holds no language models leaves it as it is."""
 
     name: ClassVar[str]
+
+    def runs_here(self, device: Device) -> bool:
+        """Return whether an artifact for a device runs in its engine on this machine, to be measured."""
+        return False
 
     def engine_memory(
         self, checkpoint: Checkpoint, scheme: Scheme, blocks: BlockOptions, context: int

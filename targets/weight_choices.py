@@ -46,7 +46,7 @@ def weight_choices(
     """
     floats = WeightFormat(str(plain), plain)
     found: list[TensorChoices] = []
-    wrong: list[str] = []
+    wrong: dict[str, list[str]] = {}
     used: set[str] = set()
     for name, users in weight_readers(graph).items():
         shape = tuple(graph.weights.peek(name).shape)
@@ -58,12 +58,14 @@ def weight_choices(
             possible = formats
             formats = [f for f in possible if f.name == pin[1]]
             if not formats:
-                wrong.append(f"{name} can be {', '.join(f.name for f in possible)}, not {pin[1]}")
+                reason = f"can be {', '.join(f.name for f in possible)}, not {pin[1]}"
+                wrong.setdefault(reason, []).append(name)
         sizes = tuple(stored_bytes(f, shape) for f in formats)
         found.append(TensorChoices({name: shape}, (name,), tuple(formats), sizes, float_bytes))
-    wrong += [f"no weight has {pattern} in its name" for pattern, _ in pins if pattern not in used]
-    if wrong:
-        raise TargetError(f"--tensor-type: {'; '.join(wrong)}")
+    said = [f"{', '.join(names)} {reason}" for reason, names in wrong.items()]
+    said += [f"no weight has {pattern} in its name" for pattern, _ in pins if pattern not in used]
+    if said:
+        raise TargetError(f"--tensor-type: {'; '.join(said)}")
     return tuple(found)
 
 

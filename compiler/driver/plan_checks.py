@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcompile.compiler.driver import language, language_plans, running, weight_plans
+from qcompile.compiler.driver import language, language_plans, running, weight_plans, weight_running
 from qcompile.compiler.driver.budget import OPTIONS
 from qcompile.compiler.driver.plan import Plan, with_plan
 from qcompile.compiler.ir.errors import CalibrationError, OutputError, TargetError
@@ -67,12 +67,7 @@ def _check_language(source: Source, target: Target, options: BuildOptions) -> No
 
 
 def _check_weights(source: Source, target: Target, options: BuildOptions) -> None:
-    budget = options.budget
-    if budget.max_ram is not None or budget.needs_times:
-        raise TargetError(
-            "--max-ram, --max-latency and --optimize latency are limits of language models so far: for "
-            f"{source.where} give --max-size, --target-bpw, --max-kl, --min-sqnr or --max-drop"
-        )
+    weight_running.check(target, options.budget)
     choices = weight_plans.early_choices(source, target, options)
     if options.plan_file is not None:
         _check_types(Plan.read(options.plan_file), choices, options.plan_file)

@@ -20,6 +20,7 @@ from qcompile.compiler.driver import (
     memory,
     running,
     weight_plans,
+    weight_running,
     weight_trials,
 )
 from qcompile.compiler.driver.closeness import Closeness
@@ -38,6 +39,10 @@ MARGIN = 0.98
 """Of a limit that the next build aims at."""
 STEP_DOWN = 0.5
 """Of the damage that was too much, where nothing says by how much."""
+
+
+COSTS = {"max-size", "max-ram", "max-latency"}
+"""Gates of what an artifact takes."""
 
 
 @dataclass
@@ -111,7 +116,7 @@ def measured_problem(work: Build) -> Problem:
     limit = work.options.max_host_ram
     if work.source.checkpoint is None:
         offered = weight_plans.choices(work)
-        found = weight_plans.problem(work, offered)
+        found = weight_running.with_running(work, weight_plans.problem(work, offered))
         found.check(work.options.budget)
         max_bytes = DEFAULT_ACTIVATIONS if limit is None else limit
         return replace(found, damages=measure_weights(work, offered, max_bytes))
@@ -133,7 +138,7 @@ def formats(work: Build) -> weight_plans.Formats | None:
     """Return the format of each weight of a plan; ``None`` without one, and of language models."""
     if work.planned is None or work.source.checkpoint is not None:
         return None
-    return weight_plans.formats(work, work.planned.plan)
+    return weight_plans.formats(work, work.planned.plan.types)
 
 
 def folder(work: Build) -> Path:
@@ -156,6 +161,7 @@ def measure(work: Build, stage: Path, manifest: Manifest) -> Manifest:
         bits = planned.plan.bits_per_weight
         gates.append(running.gate("target-bpw", budget.target_bpw, bits, "bits a weight"))
     if work.source.checkpoint is None:
+        gates += weight_running.gates(work, stage)
         planned.measured = weight_trials.engine_closeness(work, stage)
     else:
         gates += running.gates(work, stage, _problem_of(work), planned.plan)
@@ -218,11 +224,12 @@ def _correct(work: Build, planned: Planned, problem: Problem) -> bool:
     failed = {name for name, gate in planned.gates.items() if not gate["passed"]}
     quality = [limit for limit in weight_trials.limits(work) if limit.gate in failed]
     may_grow = planned.cap is not None and planned.plan.damage is not None
-    if not ("max-size" in failed or (quality and may_grow)):
+    if not (failed & COSTS or (quality and may_grow)):
         return False
     assert planned.plan.bytes is not None
     off = planned.bytes - planned.plan.bytes
-    planned.problem = replace(problem, fixed=problem.fixed + off)
+    learned = replace(problem, fixed=problem.fixed + off)
+    planned.problem = weight_running.corrected(learned, planned.plan, planned.gates, off)
     for limit in quality if may_grow else ():
         misses = limit.misses(float(planned.gates[limit.gate]["measured"]))
         share = STEP_DOWN if limit.gate == "max-drop" else min(MARGIN / misses, MARGIN)

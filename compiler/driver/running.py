@@ -85,7 +85,7 @@ def settled(
         if taken <= budget.max_latency:
             return found, dataclasses.replace(plan, milliseconds=taken)
         assert plan.milliseconds is not None
-        found = dataclasses.replace(found, times=_slower(found.times, taken / plan.milliseconds))
+        found = dataclasses.replace(found, times=slower(found.times, taken / plan.milliseconds))
         plan = found.solve(budget, scale)
         assert found.times is not None
     raise BudgetError(
@@ -165,7 +165,7 @@ def _measured_plan(work: Build, plan: Plan) -> float:
     )
 
 
-def _slower(times: TokenTimes, factor: float) -> TokenTimes:
+def slower(times: TokenTimes, factor: float) -> TokenTimes:
     """Return times of which each is so many times as long."""
     of = {
         tensor: {format: factor * value for format, value in row.items()}

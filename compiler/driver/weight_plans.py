@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from qcompile.compiler.driver import quality
 from qcompile.compiler.driver.closeness import Predictions, predictions_of
-from qcompile.compiler.driver.plan import Plan, Problem
+from qcompile.compiler.driver.plan import Problem
 from qcompile.compiler.ir.errors import BudgetError, TargetError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.quant import FloatSpec, WeightFormat, WeightSpec
@@ -74,12 +74,12 @@ def check_size(choices: Sequence[TensorChoices], limit: int | None) -> None:
         )
 
 
-def formats(work: Build, plan: Plan) -> Formats:
-    """Return the format of each weight in a plan."""
+def formats(work: Build, types: Mapping[str, str]) -> Formats:
+    """Return the format of each weight; ``types`` names that of the first tensor of each choice."""
     found: dict[str, WeightSpec | FloatSpec] = {}
     for choice in choices(work):
         for format in choice.formats:
-            if isinstance(format, WeightFormat) and format.name == plan.types[choice.name]:
+            if isinstance(format, WeightFormat) and format.name == types[choice.name]:
                 found.update(dict.fromkeys(choice.sources, format.spec))
     return found
 

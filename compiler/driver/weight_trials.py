@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from qcompile.compiler.driver import parity, quality, verification
-from qcompile.compiler.driver.budget import Budget
+from qcompile.compiler.driver.budget import Budget, Goal
 from qcompile.compiler.driver.closeness import Closeness
 from qcompile.compiler.driver.plan import BYTES, DAMAGE, Plan, Problem
 from qcompile.compiler.driver.weight_damages import some_samples, trial_store
@@ -113,14 +113,20 @@ def improved(work: Build, problem: Problem) -> tuple[Problem, Plan, float | None
     damages = corrected(problem.items(), chosen, BYTES, DAMAGE, measure)
     better = replace(problem, damages=damages)
     new_limit = cap(work, better)
-    if work.options.budget.goal == "size":
+    if (goal := work.options.budget.goal) != "quality":
         new = solved(work, better, new_limit)
-        is_better = (new.bytes or 0) < (plan.bytes or 0)
+        is_better = _cost(new, goal) < _cost(plan, goal)
     else:
         several = better.several(_without_quality(work), SEVERAL, cap=new_limit)
         new = min(several, key=lambda one: measure(one.types))
         is_better = measure(new.types) < measure(plan.types)
     return (better, new, new_limit) if is_better else (problem, plan, limit)
+
+
+def _cost(plan: Plan, goal: Goal) -> float:
+    found = plan.milliseconds if goal == "latency" else plan.bytes
+    assert found is not None
+    return found
 
 
 def _is_small(work: Build) -> bool:

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.device import Device
@@ -19,6 +17,7 @@ from qcompile.targets.gguf.planning import planned_tensors
 from qcompile.targets.gguf.tensors import never_quantized
 from qcompile.targets.options import NO_BLOCK_OPTIONS
 from qcompile.targets.plans import TensorChoices, TokenTimes
+from qcompile.targets.times import shared_times, uniform_plans
 
 HOST = "host"
 TABLE, OUTPUT = "token_embd.weight", "output.weight"
@@ -78,37 +77,15 @@ def _modelled(layout: Layout, choices: Sequence[TensorChoices], gigabytes: float
 def _measured(
     layout: Layout, choices: Sequence[TensorChoices], options: Mapping[str, Any]
 ) -> TokenTimes:
-    """Return shares of measured times of whole models.
-
-    For each format there is a file in which all tensors have it that can. A tensor's share of the time is
-    that of its numbers; what no format changes is shared out as well: the sum over a file is what it took.
-    """
-    weights = {
+    """Return shares of measured times of whole models, one a format, whose weights are all zero."""
+    numbers = {
         choice.name: sum(math.prod(s) * activity(layout, n) for n, s in choice.tensors.items())
         for choice in choices
     }
-    all_of_it = sum(weights.values())
-    kinds = sorted({format.name for choice in choices for format in choice.formats})
-    plans = [{choice.name: _nearest(choice, kind) for choice in choices} for kind in kinds]
-    layouts = [with_types(layout, choices, plan) for plan in plans]
-    taken = np.array(running.empty_milliseconds(layouts, options))
-    shares = np.zeros((len(kinds), len(kinds)))
-    for row, plan in zip(shares, plans, strict=True):
-        for name, kind in plan.items():
-            row[kinds.index(kind)] += weights[name] / all_of_it
-    found = np.linalg.lstsq(shares, taken, rcond=None)[0].clip(min=0.0)
-    whole = dict(zip(kinds, found.tolist(), strict=True))
-    of = {
-        c.name: {f.name: whole[f.name] * weights[c.name] / all_of_it for f in c.formats}
-        for c in choices
-    }
-    return TokenTimes(of, 0.0, modelled=False)
-
-
-def _nearest(choice: TensorChoices, kind: str) -> str:
-    """Return a format that tensors may have: a kind, or else the one of most bits."""
-    names = [format.name for format in choice.formats]
-    return kind if kind in names else names[choice.bytes.index(max(choice.bytes))]
+    plans = uniform_plans(choices)
+    layouts = [with_types(layout, choices, plan) for plan in plans.values()]
+    taken = dict(zip(plans, running.empty_milliseconds(layouts, options), strict=True))
+    return shared_times(numbers, choices, taken)
 
 
 def with_types(layout: Layout, choices: Sequence[TensorChoices], plan: Mapping[str, str]) -> Layout:

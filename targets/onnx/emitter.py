@@ -86,6 +86,10 @@ class OnnxEmitter(Emitter):
         """Return int8, blocks of int4 and of 2 bits, and float32."""
         return choices.onnx_choices(graph, pins, keep_float)
 
+    def runs_here(self, device: Device) -> bool:
+        """Return True: ONNX Runtime takes a file on any machine."""
+        return True
+
     def check(self, graph: Graph, device: Device) -> None:
         for package in _PACKAGES:
             try:
