@@ -8,6 +8,7 @@ artifact measures.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +30,7 @@ from qcompile.targets.plans import TensorChoices, TokenTimes
 
 SCHEMA = 1
 BYTES, DAMAGE, TIME = "bytes", "damage", "milliseconds"
+_MILLION = 1e6
 MEASURES = {"kl": "KL divergence", "error": "relative error"}
 """What damage is."""
 Damages = Mapping[str, Mapping[str, float]]
@@ -63,7 +65,7 @@ class Plan:
         types: By the tensor's name in the file.
         rows: In file order; none of a plan that was read.
         bytes: Of the file.
-        bits_per_weight: Of the file's tensors.
+        bits_per_weight: Of the file's tensors, rounded down to a millionth: what keeps a limit still does.
         damage: Predicted.
         measure: Of what: ``kl``, KL divergence in nats a token or a prediction; ``error``, squared error of
             the outputs over their power.
@@ -203,7 +205,7 @@ class Problem:
             types,
             rows,
             size + self.fixed,
-            round(bits, 4),
+            math.floor(bits * _MILLION) / _MILLION,
             found.totals[DAMAGE],
             self.measure,
             None if self.beside is None else size + self.fixed + self.beside,

@@ -84,6 +84,16 @@ def test_bits_per_weight_count_everything(problem: Problem) -> None:
     assert plan.bytes == stored + FIXED
 
 
+def test_bits_that_are_met_exactly_are_met(problem: Problem) -> None:
+    for plan in problem.front(12):
+        assert plan.bytes is not None
+        exact = (8 * (plan.bytes - FIXED) + 320) / problem.elements
+        again = problem.solve(Budget(target_bpw=exact))
+        assert again.bytes == plan.bytes
+        assert again.bits_per_weight is not None
+        assert exact - 1e-6 <= again.bits_per_weight <= exact
+
+
 def test_predictions_are_corrected_by_what_was_measured(problem: Problem) -> None:
     """A plan that measured twice what it predicted: now half of the limit is allowed."""
     assert problem.solve(Budget(max_kl=0.05), 2.0) == problem.solve(Budget(max_kl=0.025))
