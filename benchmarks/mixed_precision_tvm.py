@@ -46,12 +46,12 @@ UNIFORM: dict[str, dict[str, Any]] = {
 ROUNDS, CALLS = 40, 50
 """Of timing: each bundle is called so often in each round, one bundle after the other."""
 NOTES = """\
-Weights alone are in codes; arithmetic is in float32. `w8a16` has int8 with a scale a channel, `int4` a scale for 32
-input channels, `int4-per-channel` one for all. They and plans are rounded alike, with the 512 calibration images.
-A plan `mixed, N bytes` is `--max-size N`, with N the bytes of a uniform `model.so`; `mixed, top-1` is
-`--optimize size --max-drop 0.5`, whose `evaluate` are other test images than those of this table. Bytes are those of
-`model.so`, code included. Agreement and KL divergence are with the float32 model in PyTorch. Seconds are of one run
-on a shared machine, with verification and damage.
+Weights alone are in codes; arithmetic is in float32. `w8a16` has int8 with a scale a channel, `int4` a scale
+for 32 input channels, `int4-per-channel` one for all. They and plans are rounded alike, with the 512
+calibration images. A plan `mixed, N bytes` is `--max-size N`, with N the bytes of a uniform `model.so`;
+`mixed, top-1` is `--optimize size --max-drop 0.5`, whose `evaluate` are other test images than those of this
+table. Bytes are those of `model.so`, code included. Agreement and KL divergence are with the float32 model in
+PyTorch. Seconds are of one run on a shared machine, with verification and damage.
 """
 
 

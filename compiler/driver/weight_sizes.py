@@ -1,8 +1,8 @@
 """Bytes of artifacts with kernels in them, which no sum over weights gives: plans are compiled to know them.
 
 Layers of one shape share a kernel while their weights share a format, so that a plan may take more code than
-its formats do where all weights have them. A plan is written with its weights rounded in haste, for codes have as
-many bytes whatever they are; what it takes beyond the prediction is learned, and the next plan is chosen.
+its formats do where all weights have them. A plan is written with its weights rounded in haste, for codes
+have as many bytes whatever they are; what it takes besides its weights is learned, and the next is chosen.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Search:
         return (1 - STEP) * self.limit < _bytes(found) <= self.limit
 
     def next(self, own: int) -> int | None:
-        """Return the rest to try: that of the last plan's own artifact, or between; ``None`` where all are known."""
+        """Return the rest to try: that of the last plan's artifact, or one between; ``None`` at the end."""
         if (self.low is None or self.low < own) and (self.high is None or own < self.high):
             return own
         if self.low is None or self.high is None or self.high - self.low < STEP * self.limit:
@@ -105,7 +105,7 @@ def settled(
 def _searched(
     work: Build, problem: Problem, found: Sized, cap: float | None, search: _Search
 ) -> list[Sized]:
-    """Return the plans that are compiled after the first: best ones for rests that come nearer to the limit."""
+    """Return the plans that are compiled after the first: the best for rests nearer to the limit."""
     others: list[Sized] = []
     search.learn(problem.fixed, found)
     for _ in range(PLANS):
@@ -132,8 +132,10 @@ def smallest(work: Build, problem: Problem) -> Sized:
 
 
 def front(work: Build, problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
-    """Return plans with the bytes of their artifacts, the smallest first, without those that another beats."""
-    known = sorted((measured(work, problem, p) for p in plans), key=lambda f: (_bytes(f), _damage(f)))
+    """Return plans with the bytes of their artifacts, the smallest first; none that another beats."""
+    known = sorted(
+        (measured(work, problem, p) for p in plans), key=lambda f: (_bytes(f), _damage(f))
+    )
     found: list[Sized] = []
     for one in known:
         if not found or _damage(one) < _damage(found[-1]):
@@ -142,7 +144,7 @@ def front(work: Build, problem: Problem, plans: Sequence[Plan]) -> list[Plan]:
 
 
 def measured(work: Build, problem: Problem, plan: Plan) -> Sized:
-    """Return a plan with the bytes of its artifact, and the problem corrected by it."""
+    """Return a plan with the bytes of its artifact, and the problem corrected by them."""
     key = tuple(plan.types.items())
     if key not in work.sizes:
         work.sizes[key] = _compiled(work, plan)

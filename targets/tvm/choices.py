@@ -32,9 +32,9 @@ OFFERED: dict[str, tuple[str, WeightOptions]] = {
 """Precision and options by the name in plans."""
 INT8 = QuantSpec(granularity=Granularity.PER_CHANNEL, axis=0)
 CODE_BYTES = {8: 600, 4: 750}
-"""By bits: what a kernel for codes takes in the library beyond one for floats; measured on MobileNetV2: 558 to 784
-bytes a layer, 665 to 868, with AVX2 and AVX-512. Layers of one shape share a kernel if they share a format, so
-that a plan's library is compiled to know its bytes."""
+"""By bits: what a kernel for codes takes in the library beyond one for floats. Measured on MobileNetV2 with
+AVX2 and AVX-512: 558 to 784 bytes a layer, and 474 to 868. Layers of one shape share a kernel if they share a
+format, so that a plan's library is compiled to know its bytes."""
 
 
 def mixed_scheme(device: Device) -> Scheme:
@@ -100,8 +100,8 @@ def _registers(device: Device) -> Vectors:
     found = Machine.of(device).vectors
     if found is None:
         raise TargetError(
-            f"{device.name} computes on its GPU, for which tvm stores all weights in one precision: give -p with "
-            f"one of {', '.join(device.facts('tvm'))}, or a CPU, where budgets and plans give each weight its own"
+            f"{device.name} computes on its GPU, for which tvm stores all weights in one precision: give -p "
+            f"with one of {', '.join(device.facts('tvm'))}, or a CPU, where budgets give each weight its own"
         )
     return found
 

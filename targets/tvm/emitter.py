@@ -163,7 +163,7 @@ class TvmEmitter(Emitter):
 
 
 def _lowered(graph: Graph, order: Order) -> tuple[Graph, list[dict[str, Any]]]:
-    """Return a copy whose layers are what kernels compute, and what no kernel of ours does; see ``Emitted.floats``."""
+    """Return a copy whose layers are what kernels compute, and what stays float; see ``Emitted``."""
     found = graph.copy()
     lower(found)
     floats = planning.floats(found)
