@@ -19,6 +19,7 @@ from qcompile.compiler.frontend.load import Source, from_module
 from qcompile.compiler.ir.errors import BudgetError, TargetError
 from qcompile.targets.options import BlockOptions
 from qcompile.targets.tvm import libraries
+from qcompile.targets.tvm.probe import FLOAT_LIMIT_DB
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed")
 pytestmark = pytest.mark.skipif(
@@ -101,9 +102,14 @@ def test_each_weight_has_the_format_of_the_plan(bundle: Bundle) -> None:
 
 def test_the_library_computes_with_these_weights(bundle: Bundle) -> None:
     """The error engine compares each layer, and looks for each weight's bytes in the library."""
+    rows = {row["name"]: row for row in bundle.manifest.parity["engine"]}
+    types = bundle.manifest.plan["types"]
+    names = {n if k == "fp32" else f"{n}_codes" for n, k in types.items() if n != "spread.weight"}
+
     assert bundle.passed
-    assert bundle.manifest.parity["engine"]["sqnr_db"] > 100
-    assert "exact" in str(bundle.manifest.parity["engine"])
+    assert names == {name for name, row in rows.items() if row.get("exact")}
+    assert not any(rows[name]["differing"] for name in names)
+    assert sum(row.get("limit_db") == FLOAT_LIMIT_DB for row in rows.values()) >= len(names)
 
 
 def test_a_saved_plan_gives_the_same_library(
