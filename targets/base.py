@@ -7,6 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +51,8 @@ class Emitter(RunningCosts, ABC):
     """For whom it emits if the user names the format as the target."""
     has_objects: ClassVar[bool] = False
     """Whether an artifact is linked from objects that a user may want."""
+    has_kernels: ClassVar[bool] = False
+    """Whether an artifact's bytes depend on which weights share a format, for code is in it."""
     takes_checkpoints: ClassVar[bool] = False
     """Whether it stores language models, from their directories, and nothing else."""
 
@@ -139,8 +142,8 @@ class Emitter(RunningCosts, ABC):
 
     def _one_precision(self) -> TargetError:
         return TargetError(
-            f"{self.name} stores all weights in one precision: budgets and plans are for coreml, gguf and "
-            "onnx"
+            f"{self.name} stores all weights in one precision: budgets and plans are for coreml, gguf, onnx "
+            "and tvm"
         )
 
     @abstractmethod
@@ -190,6 +193,13 @@ class Emitter(RunningCosts, ABC):
     @abstractmethod
     def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
         """Write the artifact."""
+
+    def artifact_bytes(self, graph: Graph, order: Order) -> int:
+        """Return the bytes of the artifact alone: it is written, and looked at."""
+        with TemporaryDirectory(prefix="qcompile-") as name:
+            artifact = Path(name) / self.emit(graph, Path(name), order).artifact
+            files = artifact.rglob("*") if artifact.is_dir() else [artifact]
+            return sum(file.stat().st_size for file in files if file.is_file())
 
     def companions(self, graph: Graph, folder: Path, order: Order, vectors_limit_db: float) -> None:
         """Write what an app needs beside the artifact; called when the artifact is verified.

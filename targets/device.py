@@ -22,6 +22,8 @@ from qcompile.targets.cpu_facts import CPU_FORMATS, PrecisionFact, onnx_default,
 from qcompile.targets.device_schema import FORMATS, facts_for, problems
 from qcompile.targets.systems import refusal
 
+HOST = "host"
+"""The device that is this machine."""
 _DEVICES = Path(__file__).parent / "devices"
 _SAME = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "neon", "dotprod", "i8mm")
 # What /proc/cpuinfo on Linux and sysctl on macOS call a feature -> what LLVM calls it.
@@ -90,7 +92,7 @@ class Device:
             return self.precisions
         if format in self.formats:
             return CPU_FORMATS[format].precisions(self.isa)
-        possible = [n for n in device_names() if n != "host" and format in load_device(n).formats]
+        possible = [n for n in device_names() if n != HOST and format in load_device(n).formats]
         raise TargetError(
             f"target {self.name!r} has no facts for {format}; these do: {', '.join(possible)}; "
             f"it has facts for {', '.join(self.formats)}; "
@@ -122,12 +124,12 @@ class Device:
 
 def device_names() -> list[str]:
     """Return the names of all shipped devices, and `host`, sorted."""
-    return sorted([*(path.stem for path in _DEVICES.glob("*.toml")), "host"])
+    return sorted([*(path.stem for path in _DEVICES.glob("*.toml")), HOST])
 
 
 def load_device(name: str) -> Device:
     """Return the device called `name`: a shipped one, `host`, or a path that ends in `.toml`."""
-    if name == "host":
+    if name == HOST:
         return host_device()
     if name.endswith(".toml"):
         return _read(Path(name))
@@ -148,7 +150,7 @@ def host_device() -> Device:
     isa = _host_isa()
     pages = os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return Device(
-        name="host",
+        name=HOST,
         description=f"this machine ({arch}, {system})",
         format="onnx",
         arch=arch,

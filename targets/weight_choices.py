@@ -20,7 +20,8 @@ SMALLEST_TABLE = 1024
 Shape = tuple[int, ...]
 Offer = Callable[[Sequence[fx.Node], Shape], Sequence[WeightFormat]]
 """Given the calls that read a weight, and its shape: the formats beside float that the engine can read."""
-Bytes = Callable[[WeightFormat, Shape], int]
+Bytes = Callable[[Sequence[fx.Node], WeightFormat, Shape], int]
+"""Given the same and a format: what the weight takes in the artifact, with all that belongs to it."""
 
 
 def weight_choices(
@@ -36,7 +37,7 @@ def weight_choices(
     Args:
         graph: The float graph.
         offer: The emitter's formats.
-        stored_bytes: What a weight takes in the artifact, with all that belongs to it.
+        stored_bytes: The emitter's sizes.
         plain: What a weight is that has no other format.
         pins: Regular expressions of names, each with the name of a format.
         keep_float: Weights that stay float.
@@ -50,9 +51,9 @@ def weight_choices(
     used: set[str] = set()
     for name, users in weight_readers(graph).items():
         shape = tuple(graph.weights.peek(name).shape)
-        float_bytes = stored_bytes(floats, shape)
+        float_bytes = stored_bytes(users, floats, shape)
         formats = [] if name in keep_float else list(offer(users, shape))
-        formats = [f for f in formats if stored_bytes(f, shape) < float_bytes] + [floats]
+        formats = [f for f in formats if stored_bytes(users, f, shape) < float_bytes] + [floats]
         if (pin := _pinned(name, pins)) is not None:
             used.add(pin[0])
             possible = formats
@@ -60,7 +61,7 @@ def weight_choices(
             if not formats:
                 reason = f"can be {', '.join(f.name for f in possible)}, not {pin[1]}"
                 wrong.setdefault(reason, []).append(name)
-        sizes = tuple(stored_bytes(f, shape) for f in formats)
+        sizes = tuple(stored_bytes(users, f, shape) for f in formats)
         found.append(TensorChoices({name: shape}, (name,), tuple(formats), sizes, float_bytes))
     said = [f"{', '.join(names)} {reason}" for reason, names in wrong.items()]
     said += [f"no weight has {pattern} in its name" for pattern, _ in pins if pattern not in used]

@@ -84,13 +84,13 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--target-bpw", type=float, metavar="BITS",
               help="Bits of a weight at most, scales included, on average.")  # fmt: skip
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory at most of a process that runs it "
-              "(gguf, onnx): weights, activations, engine, keys and values of --context.")  # fmt: skip
+              "(gguf, onnx, tvm): weights, activations, engine, keys and values of --context.")  # fmt: skip
 @click.option("--context", type=int, metavar="N",
               help="Tokens that --max-ram has room for; default: what the model takes.")  # fmt: skip
 @click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True,
               help="gguf: how llama.cpp is to remember keys and values.")  # fmt: skip
 @click.option("--max-latency", type=float, metavar="MS", help="Milliseconds at most of a token (gguf) or "
-              "call (onnx): measured for the target host; gguf: or from the device's bandwidth.")  # fmt: skip
+              "call (onnx, tvm): measured for the target host; gguf: or from the device's bandwidth.")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="NATS", help="KL divergence from the original's "
               "predictions at most, measured in the artifact's engine.")  # fmt: skip
 @click.option("--optimize", type=click.Choice(["quality", "size", "latency"]), help="What is improved "

@@ -64,6 +64,7 @@ class Build:
         before: What the model's ``evaluate`` gave for PyTorch's own model, once it is known.
         predictions: By what an artifact is judged, once that is known.
         trials: Weights in all of their formats, once there are any.
+        sizes: Bytes of artifacts that were compiled to know them, by tensors and formats.
     """
 
     source: Source
@@ -83,6 +84,7 @@ class Build:
     before: Mapping[str, float] | None = None
     predictions: Predictions | None = None
     trials: TrialStore | None = None
+    sizes: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

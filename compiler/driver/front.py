@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcompile.compiler.driver import language, planning, weight_plans
+from qcompile.compiler.driver import language, planning, weight_plans, weight_sizes
 from qcompile.compiler.driver.build import (
     Build,
     calibration_samples,
@@ -120,7 +120,10 @@ def front(source: Source, options: BuildOptions, progress: Progress | None = Non
         work.samples, work.read = calibration_samples(source, target, options)
         float_graph(work)
         cost = TIME if options.budget.needs_times else BYTES
-        plans = planning.measured_problem(work).front(POINTS, cost)
+        problem = planning.measured_problem(work)
+        plans = problem.front(POINTS, cost)
+        if target.emitter.has_kernels:
+            plans = weight_sizes.front(work, problem, plans)
     return Front(source.name, target.name, tuple(plans), cost)
 
 

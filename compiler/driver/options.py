@@ -43,8 +43,8 @@ class BuildOptions:
         max_host_ram: Bytes of memory: of a language model's build all that it takes, of others activations
             during calibration; activations beyond wait on disk. ``None`` for 1 GiB of activations.
         blocks: How a language model's weights are stored: gguf; ``tensor_types`` pins weights of a plan.
-        budget: What the artifact may take, and how far it may be from the original: coreml, gguf, onnx.
-        plan_file: A plan to build, instead of the precision's own formats: coreml, gguf, onnx.
+        budget: What the artifact may take, and how far it may be from the original.
+        plan_file: A plan to build, instead of the precision's own formats.
         save_plan: File for the plan that was built.
         seq_len: Tokens of a language model's calibration sequences.
         resume: Go on with what a killed build left, of a language model or under a budget.

@@ -21,6 +21,7 @@ from qcompile.compiler.driver import (
     running,
     weight_plans,
     weight_running,
+    weight_sizes,
     weight_trials,
 )
 from qcompile.compiler.driver.closeness import Closeness
@@ -94,10 +95,21 @@ def choose(work: Build) -> None:
             found, best = running.settled(work, found, options.budget)
             work.planned = Planned(best, found)
         else:
-            better, plan, cap = weight_trials.improved(work, found)
-            work.planned = Planned(plan, better, cap=cap)
+            work.planned = _of_weights(work, found)
     if work.planned is not None:
         _name_precision(work, work.planned.plan)
+
+
+def _of_weights(work: Build, problem: Problem) -> Planned:
+    """Return the plan of a model that is no language model."""
+    if not work.target.emitter.has_kernels:
+        better, plan, cap = weight_trials.improved(work, problem)
+        return Planned(plan, better, cap=cap)
+    if work.options.budget.max_size is not None:  # trials are around a plan of that size
+        problem = weight_sizes.settled(work, problem).problem
+    better, plan, cap = weight_trials.improved(work, problem)
+    sized = weight_sizes.settled(work, better, cap, plan)
+    return Planned(sized.plan, sized.problem, cap=cap)
 
 
 def measured_problem(work: Build) -> Problem:
@@ -117,6 +129,8 @@ def measured_problem(work: Build) -> Problem:
     if work.source.checkpoint is None:
         offered = weight_plans.choices(work)
         found = weight_running.with_running(work, weight_plans.problem(work, offered))
+        if work.target.emitter.has_kernels:
+            found = weight_sizes.smallest(work, found).problem
         found.check(work.options.budget)
         max_bytes = DEFAULT_ACTIVATIONS if limit is None else limit
         return replace(found, damages=measure_weights(work, offered, max_bytes))

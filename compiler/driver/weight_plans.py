@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qcompile.compiler.driver import quality
@@ -130,11 +128,13 @@ def _evaluates(work: Build) -> bool:
 
 def _float_bytes(work: Build) -> int:
     """Return the bytes of the artifact with all weights as floats: it is written, and looked at."""
-    assert work.graph is not None
     target = replace(work.target, scheme=replace(work.target.scheme, weight=None))
+    return artifact_bytes(work, target, Recipe(target.scheme, None, QuantizationLog()))
+
+
+def artifact_bytes(work: Build, target: Target, recipe: Recipe) -> int:
+    """Return the bytes of an artifact that a recipe gives."""
+    assert work.graph is not None
     graph = work.graph.copy()
-    recipe = Recipe(target.scheme, None, QuantizationLog())
     base.run(graph, target.emitter.passes(recipe), base.RunOptions(check=False))
-    with tempfile.TemporaryDirectory(prefix="qcompile-") as name:
-        emitted = target.emitter.emit(graph, Path(name), target.order(work.source.name))
-        return sum((Path(name) / file).stat().st_size for file in emitted.files)
+    return target.emitter.artifact_bytes(graph, target.order(work.source.name))

@@ -17,6 +17,7 @@ from qcompile.compiler.ir.errors import TargetError
 from qcompile.passes import base
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.vectors import save_arrays
+from qcompile.targets.device import HOST
 from qcompile.targets.order import Recipe
 from qcompile.targets.times import shared_times, uniform_plans
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
     from qcompile.compiler.driver.target import Target
 
-HOST = "host"
 RUNS = 100
 """Calls that are timed of an artifact."""
 _MS, _MIB = 1e-3, 1 << 20
@@ -42,12 +42,12 @@ def check(target: Target, budget: Budget) -> None:
     if budget.max_ram is not None and not asked:
         problems.append(
             f"what {target.emitter.name} for {target.name} takes cannot be measured here, so there is no "
-            "--max-ram: give --max-size, or --format onnx"
+            "--max-ram: give --max-size, or --target host --format onnx or tvm"
         )
     if budget.needs_times and not (asked and target.device.name == HOST):
         problems.append(
             f"how long {target.emitter.name} takes on {target.name} can be neither measured here nor "
-            "modelled: leave out --max-latency and --optimize latency, or give --target host --format onnx"
+            "modelled: leave out --max-latency and --optimize latency, or give --target host --format onnx or tvm"
         )
     if problems:
         raise TargetError("; ".join(problems))

@@ -10,7 +10,7 @@ from typing import Any
 
 from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.device import Device
+from qcompile.targets.device import HOST, Device
 from qcompile.targets.gguf import running
 from qcompile.targets.gguf.layout import Layout
 from qcompile.targets.gguf.planning import planned_tensors
@@ -19,7 +19,6 @@ from qcompile.targets.options import NO_BLOCK_OPTIONS
 from qcompile.targets.plans import TensorChoices, TokenTimes
 from qcompile.targets.times import shared_times, uniform_plans
 
-HOST = "host"
 TABLE, OUTPUT = "token_embd.weight", "output.weight"
 _EXPERTS = "_exps."
 _MS = 1e3

@@ -58,3 +58,20 @@ def conv_reason(node: fx.Node) -> str:
         return "dilation"
     depthwise = groups == image.shape[1] == kernel.shape[0]
     return "" if groups == 1 or depthwise else "groups that are not depthwise"
+
+
+def has_float_kernel(node: fx.Node) -> bool:
+    """Return whether a kernel computes a float layer: one that decodes a constant weight in the register."""
+    bias = node.args[2] if len(node.args) > 2 else None
+    if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
+        return False
+    if node.target == aten.conv2d.default:
+        return not conv_reason(node)
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    return bool(node.target == aten.linear.default and x.meta["val"].dim() > 1)
+
+
+def is_depthwise(node: fx.Node) -> bool:
+    """Return whether each channel of a convolution that has a kernel has weights of its own."""
+    return bool(node.target == aten.conv2d.default and conv_settings(node)[3] != 1)

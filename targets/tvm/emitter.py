@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from qcompile.compiler.ir.errors import TargetError
@@ -18,12 +19,13 @@ from qcompile.passes.graph.fold_scaling import FoldScaling
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.runtime.session import Engine
 from qcompile.targets.base import Emitter
-from qcompile.targets.device import Device
+from qcompile.targets.device import HOST, Device
 from qcompile.targets.integer_scheme import equalized, quantized
 from qcompile.targets.options import DEFAULT_WEIGHTS, Tuning, WeightOptions
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
-from qcompile.targets.plans import NodePlan
+from qcompile.targets.plans import NodePlan, TensorChoices
 from qcompile.targets.tvm import (
+    choices,
     cuda,
     libraries,
     native,
@@ -54,11 +56,29 @@ class TvmEmitter(Emitter):
     name = "tvm"
     description = "a library compiled by TVM, with a C++ runtime"
     has_objects = True
+    has_kernels = True
 
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS
     ) -> Scheme:
         return precisions.scheme(precision, device, options)
+
+    def mixed_scheme(self, device: Device) -> Scheme:
+        return choices.mixed_scheme(device)
+
+    def weight_choices(
+        self,
+        graph: Graph,
+        device: Device,
+        pins: Sequence[tuple[str, str]] = (),
+        keep_float: frozenset[str] = frozenset(),
+    ) -> Sequence[TensorChoices]:
+        """Return int8, int4 in groups or a channel, and float32, where a kernel decodes them."""
+        return choices.tvm_choices(graph, device, pins, keep_float)
+
+    def runs_here(self, device: Device) -> bool:
+        """Return whether the device is this machine, whose CPU runs the library without an emulator."""
+        return device.name == HOST and Machine.of(device).gpu is None
 
     def check_machine(self, device: Device) -> None:
         load_tvm()
@@ -88,7 +108,10 @@ class TvmEmitter(Emitter):
             return [ConvertToHalf()] if recipe.scheme.float_bits == 16 else []
         if recipe.scheme.activation is None:
             tables = QuantizeStoredWeights(
-                recipe.log, keep_float=recipe.keep_float, recurrent=False
+                recipe.log,
+                keep_float=recipe.keep_float,
+                recurrent=False,
+                formats=recipe.formats,
             )
             return [tables, *quantized(recipe, INTEGER_OPS), EliminateDeadCode()]
         return [
@@ -101,14 +124,15 @@ class TvmEmitter(Emitter):
             EliminateDeadCode(),
         ]
 
+    def artifact_bytes(self, graph: Graph, order: Order) -> int:
+        machine = Machine.of(order.device)
+        with TemporaryDirectory(prefix="qcompile-") as name:
+            library = Path(name) / program.LIBRARY
+            program.build_library(_lowered(graph, order)[0], machine, library)
+            return library.stat().st_size
+
     def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
-        lowered = graph.copy()
-        lower(lowered)
-        machine, floats = Machine.of(order.device), planning.floats(lowered)
-        if machine.vectors is not None:
-            lower_floats(lowered)
-            if order.scheme.activation is None:
-                floats = planning.slow_floats(lowered)
+        machine, (lowered, floats) = Machine.of(order.device), _lowered(graph, order)
         tuned = program.build_library(lowered, machine, folder / program.LIBRARY, order)
         if machine.gpu is not None:
             stand_in.build(lowered, machine.stand_in, folder)
@@ -140,6 +164,18 @@ class TvmEmitter(Emitter):
         self, graph: Graph, folder: Path, emitted: Emitted, inputs: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         return probe.engine_errors(graph, Machine.read(emitted.engine["options"]), folder, inputs)
+
+
+def _lowered(graph: Graph, order: Order) -> tuple[Graph, list[dict[str, Any]]]:
+    """Return a copy whose layers are what kernels compute, and what stays float; see ``Emitted``."""
+    found = graph.copy()
+    lower(found)
+    floats = planning.floats(found)
+    if Machine.of(order.device).vectors is not None:
+        lower_floats(found)
+        if order.scheme.activation is None:
+            floats = planning.slow_floats(found)
+    return found, floats
 
 
 EMITTER = TvmEmitter()

@@ -20,7 +20,7 @@ from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import aten
 from qcompile.passes.graph.fusion import fused_activation
 from qcompile.targets.tvm import float_ops as ops
-from qcompile.targets.tvm.capabilities import conv_reason, conv_settings
+from qcompile.targets.tvm.capabilities import conv_settings, has_float_kernel
 from qcompile.targets.tvm.codes import (
     TO_LAST,
     Stored,
@@ -108,7 +108,7 @@ class _Lowering:
 
     def conv(self, node: fx.Node) -> fx.Node | None:
         x, weight = node.args[0], float_weight(self.graph, node.args[1])
-        if weight is None or conv_reason(node) or not _has_known_bias(node):
+        if weight is None or not has_float_kernel(node):
             return None
         assert isinstance(x, fx.Node)
         stride, padding, _, groups = conv_settings(node)
@@ -120,7 +120,7 @@ class _Lowering:
 
     def linear(self, node: fx.Node) -> fx.Node | None:
         x, weight = node.args[0], float_weight(self.graph, node.args[1])
-        if weight is None or x.meta["val"].dim() < 2 or not _has_known_bias(node):  # type: ignore[union-attr]
+        if weight is None or not has_float_kernel(node):
             return None
         constants = self.constants(node, weight)
         return self.graph.add_call(ops.LINEAR, x, *constants, weight.bits, *self.limits(node))
@@ -228,8 +228,3 @@ def _is_float(node: fx.Node) -> bool:
     if node.op != "call_function" or not isinstance(value, Tensor):
         return False
     return value.dtype == torch.float32
-
-
-def _has_known_bias(node: fx.Node) -> bool:
-    bias = node.args[2] if len(node.args) > 2 else None
-    return bias is None or (isinstance(bias, fx.Node) and bias.op == "get_attr")

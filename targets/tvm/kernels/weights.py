@@ -116,6 +116,24 @@ def unpack(stored: NDArray[Any], shape: tuple[int, ...], coding: Coding) -> NDAr
     return np.ascontiguousarray(rows.transpose(0, 3, 1, 2))
 
 
+def packed_bytes(shape: tuple[int, ...], coding: Coding, lanes: int | None) -> int:
+    """Return the bytes of what ``pack`` and ``pack_scales`` return, or ``pack_depthwise`` and its scales.
+
+    Args:
+        shape: ``[out, in / groups, height, width]``.
+        coding: How weights are stored.
+        lanes: Features in a register; ``None`` of a depthwise convolution.
+    """
+    out, channels, height, width = shape
+    itemsize = 4 if coding.bits == 32 else 1
+    scales = 4 * coding.groups if coding.is_scaled else 0
+    if lanes is None:
+        return out * (-(-height * width // coding.pair) * itemsize + scales)
+    segments = segments_of(width, coding)
+    steps = -(-(width * channels // segments) // coding.pair)
+    return round_up(out, lanes) * (height * segments * steps * itemsize + scales)
+
+
 def segments_of(width: int, coding: Coding) -> int:
     """Return how many segments a row of a kernel has."""
     return width * coding.groups if coding.groups > 1 else 1

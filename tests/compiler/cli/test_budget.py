@@ -53,13 +53,21 @@ def test_budgets_that_mean_nothing(
     assert message in found.stderr
 
 
-def test_a_budget_of_a_format_that_takes_none(run: Run, tmp_path: Path) -> None:
+def test_a_budget_of_a_target_that_takes_none(run: Run, tmp_path: Path) -> None:
     example = Path(__file__).parents[3] / "examples" / "mobilenet_v2.py"
-    given = [str(example), "--target", "tvm", "--max-size", "1MB", "-o", str(tmp_path / "a.qc")]
+    given = [
+        str(example),
+        "--target",
+        "cuda-sm80",
+        "--max-size",
+        "1MB",
+        "-o",
+        str(tmp_path / "a.qc"),
+    ]
     found = run(*given)
 
     assert found.exit_code == 2
-    assert "tvm stores all weights in one precision" in found.stderr
+    assert "cuda-sm80 computes on its GPU, for which tvm stores all weights in one" in found.stderr
 
 
 def test_the_front_and_one_of_its_plans(run: Run, arguments: list[str], tmp_path: Path) -> None:

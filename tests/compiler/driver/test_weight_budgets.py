@@ -309,11 +309,6 @@ def test_no_calibration_data(source: Source, tmp_path: Path) -> None:
         build(source, tmp_path / "a.qc", Options(target="onnx", budget=Budget(max_size=9000)))
 
 
-def test_a_format_of_one_precision(source: Source, tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="tvm stores all weights in one precision"):
-        build(source, tmp_path / "a.qc", options("tvm", budget=Budget(max_size=9000)))
-
-
 def test_a_plan_of_another_model(source: Source, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"schema": 1, "types": {"other": "int8"}}))
