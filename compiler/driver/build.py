@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qcompile.compiler.driver import (
+    float_layers,
     language,
     memory,
     plan_checks,
@@ -24,6 +25,7 @@ from qcompile.compiler.driver import (
 )
 from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.driver.closeness import Predictions
+from qcompile.compiler.driver.float_layers import FloatLayers
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target
@@ -41,7 +43,10 @@ from qcompile.compiler.ir.errors import (
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.mixed_precision.integer_trial import Prepared
 from qcompile.passes.mixed_precision.trial_store import TrialStore
+from qcompile.passes.quantization.insert_observers import InsertObservers
+from qcompile.passes.quantization.quantize import Quantize
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
 from qcompile.targets.options import DEFAULT_ACTIVATIONS
@@ -64,6 +69,8 @@ class Build:
         before: What the model's ``evaluate`` gave for PyTorch's own model, once it is known.
         predictions: By what an artifact is judged, once that is known.
         trials: Weights in all of their formats, once there are any.
+        prepared: The graph before observers are placed, where layers may stay float for a limit of quality.
+        float_search: Which those are, once all in integers have missed it.
     """
 
     source: Source
@@ -83,6 +90,8 @@ class Build:
     before: Mapping[str, float] | None = None
     predictions: Predictions | None = None
     trials: TrialStore | None = None
+    prepared: Prepared | None = None
+    float_search: FloatLayers | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -90,7 +99,8 @@ class Build:
         self.progress.stage(name)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        seconds = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = round(seconds, 3)
 
 
 def build(
@@ -126,6 +136,9 @@ def build(
     plan_checks.check(source, target, options)
     work.notes = language.check_room(source, target, options, folder)
     with one_thread_per_op(), write.staged(folder) as stage, _work_folder(work, folder):
+        if options.max_drop is not None:
+            with work.stage("evaluate"):
+                quality.check_noise(work)
         with work.stage("calibration data"):
             work.samples, work.read = calibration_samples(source, target, options)
         for text in work.notes:
@@ -134,7 +147,7 @@ def build(
             with work.stage("weights"):
                 language.examine_weights(source)
         manifest = _attempt(work, stage)
-        while planning.repair(work):
+        while planning.repair(work) or _repair_layers(work, manifest):
             write.empty(stage)
             manifest = _attempt(work, stage)
         planning.save(work)
@@ -155,6 +168,14 @@ def _attempt(work: Build, stage: Path) -> Manifest:
         manifest = verification.verify(work, stage, emitted)
     with work.stage("evaluate"):
         return planning.measure(work, stage, quality.evaluate(work, stage, manifest))
+
+
+def _repair_layers(work: Build, manifest: Manifest) -> bool:
+    """Return whether more layers are to stay float, so that another artifact is to be built."""
+    if not float_layers.fails(work, manifest):
+        return False
+    with work.stage("float layers"):
+        return float_layers.repair(work, manifest)
 
 
 def _order(work: Build) -> Order:
@@ -245,7 +266,7 @@ def run_passes(work: Build) -> None:
         samples=work.samples,
         log=work.log,
         rounding=work.options.rounding,
-        keep_float=work.options.keep_float,
+        keep_float=float_layers.kept(work),
         max_bytes=max_bytes,
         on_progress=work.progress.share,
         checkpoint=work.source.checkpoint,
@@ -255,8 +276,23 @@ def run_passes(work: Build) -> None:
     )
     assert work.graph is not None
     work.quantized = work.graph.copy()
-    own = _run_options(work, dump and dump / "target")
-    work.records += base.run(work.quantized, work.target.emitter.passes(recipe), own)
+    passes = work.target.emitter.passes(recipe)
+    own = replace(
+        _run_options(work, dump and dump / "target"),
+        on_start=lambda name: _started(work, passes, name),
+    )
+    work.records += base.run(work.quantized, passes, own)
+    float_layers.record(work)
+
+
+def _started(work: Build, passes: Sequence[base.Pass], name: str) -> None:
+    """Tell of a pass; keep what float layers would be chosen on."""
+    work.progress.stage(name)
+    if name == InsertObservers.name and work.prepared is None and float_layers.applies(work):
+        assert work.quantized is not None
+        (observers,) = (p for p in passes if isinstance(p, InsertObservers))
+        (quantize,) = (p for p in passes if isinstance(p, Quantize))
+        work.prepared = Prepared(work.quantized.copy(), observers, quantize)
 
 
 def _activation_bytes(work: Build) -> int:
