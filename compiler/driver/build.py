@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +36,6 @@ from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.errors import (
     CalibrationError,
     GateError,
-    ModelError,
     OutputError,
     QCompileError,
 )
@@ -45,8 +44,6 @@ from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.mixed_precision.integer_trial import Prepared
 from qcompile.passes.mixed_precision.trial_store import TrialStore
-from qcompile.passes.quantization.insert_observers import InsertObservers
-from qcompile.passes.quantization.quantize import Quantize
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
 from qcompile.targets.options import DEFAULT_ACTIVATIONS
@@ -128,7 +125,7 @@ def build(
     work = Build(source, options, target, progress or Progress())
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
-    check_names(source, options.keep_float)
+    plan_checks.check_names(source, options.keep_float)
     target.emitter.check_machine(target.device)
     language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
@@ -147,7 +144,7 @@ def build(
             with work.stage("weights"):
                 language.examine_weights(source)
         manifest = _attempt(work, stage)
-        while planning.repair(work) or _repair_layers(work, manifest):
+        while planning.repair(work) or float_layers.repair(work, manifest):
             write.empty(stage)
             manifest = _attempt(work, stage)
         planning.save(work)
@@ -168,14 +165,6 @@ def _attempt(work: Build, stage: Path) -> Manifest:
         manifest = verification.verify(work, stage, emitted)
     with work.stage("evaluate"):
         return planning.measure(work, stage, quality.evaluate(work, stage, manifest))
-
-
-def _repair_layers(work: Build, manifest: Manifest) -> bool:
-    """Return whether more layers are to stay float, so that another artifact is to be built."""
-    if not float_layers.fails(work, manifest):
-        return False
-    with work.stage("float layers"):
-        return float_layers.repair(work, manifest)
 
 
 def _order(work: Build) -> Order:
@@ -204,19 +193,6 @@ def _work_folder(work: Build, folder: Path) -> Iterator[None]:
             shutil.rmtree(work.folder, ignore_errors=True)
             raise
         shutil.rmtree(work.folder, ignore_errors=True)
-
-
-def check_names(source: Source, keep_float: frozenset[str]) -> None:
-    """Refuse names of weights that the model does not have.
-
-    Raises:
-        ModelError: Names them, and those that there are.
-    """
-    if unknown := sorted(keep_float - set(source.graph.weights)):
-        raise ModelError(
-            f"the model has no weight {', '.join(unknown)}; "
-            f"its weights are {', '.join(source.graph.weights)}"
-        )
 
 
 def calibration_samples(
@@ -278,21 +254,10 @@ def run_passes(work: Build) -> None:
     work.quantized = work.graph.copy()
     passes = work.target.emitter.passes(recipe)
     own = replace(
-        _run_options(work, dump and dump / "target"),
-        on_start=lambda name: _started(work, passes, name),
+        _run_options(work, dump and dump / "target"), on_start=float_layers.watching(work, passes)
     )
     work.records += base.run(work.quantized, passes, own)
     float_layers.record(work)
-
-
-def _started(work: Build, passes: Sequence[base.Pass], name: str) -> None:
-    """Tell of a pass; keep what float layers would be chosen on."""
-    work.progress.stage(name)
-    if name == InsertObservers.name and work.prepared is None and float_layers.applies(work):
-        assert work.quantized is not None
-        (observers,) = (p for p in passes if isinstance(p, InsertObservers))
-        (quantize,) = (p for p in passes if isinstance(p, Quantize))
-        work.prepared = Prepared(work.quantized.copy(), observers, quantize)
 
 
 def _activation_bytes(work: Build) -> int:

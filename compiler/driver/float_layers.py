@@ -8,7 +8,7 @@ built as ``--ignore`` would build it, and its gates decide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,14 @@ from qcompile.compiler.driver import weight_plans, weight_trials
 from qcompile.compiler.driver.plan import MEASURES
 from qcompile.compiler.driver.weight_damages import some_samples
 from qcompile.compiler.driver.weight_trials import QualityLimit
+from qcompile.passes.base import Pass
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.graph.channel_links import LAYERS
 from qcompile.passes.mixed_precision.float_layers import FloatProblem, Layers, float_problem
 from qcompile.passes.mixed_precision.integer_trial import Prepared
 from qcompile.passes.mixed_precision.layer_damage import layer_damages
+from qcompile.passes.quantization.insert_observers import InsertObservers
+from qcompile.passes.quantization.quantize import Quantize
 from qcompile.passes.quantization.records import LayerRecord
 from qcompile.runtime.manifest import Manifest
 from qcompile.targets.options import DEFAULT_ACTIVATIONS
@@ -100,34 +103,45 @@ def kept(work: Build) -> frozenset[str]:
     return work.options.keep_float | (found.kept if found else frozenset())
 
 
-def fails(work: Build, manifest: Manifest) -> bool:
-    """Return whether an artifact misses limits of quality, and nothing else, and float layers can help."""
-    failed = {g["gate"] for g in manifest.gates if not g["passed"]}
-    known = failed <= {"min-sqnr", "max-drop"}
-    return bool(failed) and known and applies(work) and work.prepared is not None
+def watching(work: Build, passes: Sequence[Pass]) -> Callable[[str], None]:
+    """Return what is told of each pass before it runs: it keeps what float layers would be chosen on."""
+
+    def started(name: str) -> None:
+        work.progress.stage(name)
+        if name == InsertObservers.name and work.prepared is None and applies(work):
+            assert work.quantized is not None
+            (observers,) = (p for p in passes if isinstance(p, InsertObservers))
+            (quantize,) = (p for p in passes if isinstance(p, Quantize))
+            work.prepared = Prepared(work.quantized.copy(), observers, quantize)
+
+    return started
 
 
 def repair(work: Build, manifest: Manifest) -> bool:
-    """Keep more layers float, now that an artifact misses limits; return whether to build again."""
-    failed = {g["gate"]: float(g["measured"]) for g in manifest.gates if not g["passed"]}
-    wanted = weight_trials.limits(work)
-    assert work.prepared is not None
-    if work.float_search is None:
-        work.float_search = _begun(work, work.prepared, wanted, failed)
-        least = 1
+    """Keep more layers float if an artifact misses limits of quality, and nothing else; return whether."""
+    failed = {g["gate"]: g["measured"] for g in manifest.gates if not g["passed"]}
+    known = failed.keys() <= {"min-sqnr", "max-drop"}
+    if not failed or not known or work.prepared is None or not applies(work):
+        return False
+    with work.stage("float layers"):
+        return _more(work, work.prepared, failed)
+
+
+def _more(work: Build, prepared: Prepared, failed: Mapping[str, float]) -> bool:
+    search, least = work.float_search, 1
+    if search is None:
+        search = _begun(work, prepared, weight_trials.limits(work), failed)
     else:
-        least = len(work.float_search.kept) + 1
-        _tighten(work.float_search, failed)
-    search = work.float_search
+        least = len(search.kept) + 1
+        _tighten(search, failed)
     found = smallest(search, least) if search.builds < ROUNDS else None
     if found is None:
         if search.builds == 1:
-            work.float_search = None
             work.progress.note(
                 "no layer can be left in integers within these limits: -p fp32 or fp16 may keep them"
             )
         return False
-    search.kept, search.builds = found, search.builds + 1
+    search.kept, search.builds, work.float_search = found, search.builds + 1, search
     return True
 
 
