@@ -105,7 +105,8 @@ def is_directory(model: str, target: str) -> bool:
               help="With --pareto: draw them, as .svg or .html.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric. "
+              "In int8 the layers that hurt stay float, as few as will do.")  # fmt: skip
 @click.option("--evaluate/--no-evaluate", default=True, help="Run the model file's evaluate().")
 @click.option("--max-host-ram", type=Size(), help="Memory: all that a language model's build takes, "
               "of others activations; these wait on disk. Default: 1GiB of activations.")  # fmt: skip
