@@ -90,7 +90,7 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True,
               help="gguf: how llama.cpp is to remember keys and values.")  # fmt: skip
 @click.option("--max-latency", type=float, metavar="MS", help="Milliseconds at most of a token (gguf) or "
-              "call (onnx, tvm): measured for the target host; gguf: or from the device's bandwidth.")  # fmt: skip
+              "call (onnx, tvm): measured for the host; gguf: or from the device's bandwidth.")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="NATS", help="KL divergence from the original's "
               "predictions at most, measured in the artifact's engine.")  # fmt: skip
 @click.option("--optimize", type=click.Choice(["quality", "size", "latency"]), help="What is improved "
@@ -105,7 +105,8 @@ def is_directory(model: str, target: str) -> bool:
               help="With --pareto: draw them, as .svg or .html.")  # fmt: skip
 @click.option("--ignore", multiple=True, metavar="WEIGHT", help="Keep this weight's layer float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Gate: output SQNR against PyTorch.")
-@click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric.")
+@click.option("--max-drop", type=float, metavar="POINTS", help="Gate: fall of evaluate()'s metric. "
+              "In int8 the layers that hurt stay float, as few as will do.")  # fmt: skip
 @click.option("--evaluate/--no-evaluate", default=True, help="Run the model file's evaluate().")
 @click.option("--max-host-ram", type=Size(), help="Memory: all that a language model's build takes, "
               "of others activations; these wait on disk. Default: 1GiB of activations.")  # fmt: skip

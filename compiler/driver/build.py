@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from qcompile.compiler.driver import (
+    float_layers,
     language,
     memory,
     plan_checks,
@@ -24,6 +25,7 @@ from qcompile.compiler.driver import (
 )
 from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.driver.closeness import Predictions
+from qcompile.compiler.driver.float_layers import FloatLayers
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target
@@ -34,13 +36,13 @@ from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.errors import (
     CalibrationError,
     GateError,
-    ModelError,
     OutputError,
     QCompileError,
 )
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
+from qcompile.passes.mixed_precision.integer_trial import Prepared
 from qcompile.passes.mixed_precision.trial_store import TrialStore
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.runtime.manifest import Manifest
@@ -65,6 +67,8 @@ class Build:
         predictions: By what an artifact is judged, once that is known.
         trials: Weights in all of their formats, once there are any.
         sizes: Bytes of artifacts that were compiled to know them, by tensors and formats.
+        prepared: The graph before observers are placed, where layers may stay float for a limit of quality.
+        float_search: Which those are, once all in integers have missed it.
     """
 
     source: Source
@@ -85,6 +89,8 @@ class Build:
     predictions: Predictions | None = None
     trials: TrialStore | None = None
     sizes: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
+    prepared: Prepared | None = None
+    float_search: FloatLayers | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -92,7 +98,8 @@ class Build:
         self.progress.stage(name)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        seconds = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        self.seconds[name] = round(seconds, 3)
 
 
 def build(
@@ -120,7 +127,7 @@ def build(
     work = Build(source, options, target, progress or Progress())
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
-    check_names(source, options.keep_float)
+    plan_checks.check_names(source, options.keep_float)
     target.emitter.check_machine(target.device)
     language.check_kind(source, target)
     target.emitter.check(source.graph, target.device)
@@ -128,6 +135,9 @@ def build(
     plan_checks.check(source, target, options)
     work.notes = language.check_room(source, target, options, folder)
     with one_thread_per_op(), write.staged(folder) as stage, _work_folder(work, folder):
+        if options.max_drop is not None:
+            with work.stage("evaluate"):
+                quality.check_noise(work)
         with work.stage("calibration data"):
             work.samples, work.read = calibration_samples(source, target, options)
         for text in work.notes:
@@ -136,7 +146,7 @@ def build(
             with work.stage("weights"):
                 language.examine_weights(source)
         manifest = _attempt(work, stage)
-        while planning.repair(work):
+        while planning.repair(work) or float_layers.repair(work, manifest):
             write.empty(stage)
             manifest = _attempt(work, stage)
         planning.save(work)
@@ -187,19 +197,6 @@ def _work_folder(work: Build, folder: Path) -> Iterator[None]:
         shutil.rmtree(work.folder, ignore_errors=True)
 
 
-def check_names(source: Source, keep_float: frozenset[str]) -> None:
-    """Refuse names of weights that the model does not have.
-
-    Raises:
-        ModelError: Names them, and those that there are.
-    """
-    if unknown := sorted(keep_float - set(source.graph.weights)):
-        raise ModelError(
-            f"the model has no weight {', '.join(unknown)}; "
-            f"its weights are {', '.join(source.graph.weights)}"
-        )
-
-
 def calibration_samples(
     source: Source, target: Target, options: BuildOptions
 ) -> tuple[Samples | None, str]:
@@ -247,7 +244,7 @@ def run_passes(work: Build) -> None:
         samples=work.samples,
         log=work.log,
         rounding=work.options.rounding,
-        keep_float=work.options.keep_float,
+        keep_float=float_layers.kept(work),
         max_bytes=max_bytes,
         on_progress=work.progress.share,
         checkpoint=work.source.checkpoint,
@@ -257,8 +254,12 @@ def run_passes(work: Build) -> None:
     )
     assert work.graph is not None
     work.quantized = work.graph.copy()
-    own = _run_options(work, dump and dump / "target")
-    work.records += base.run(work.quantized, work.target.emitter.passes(recipe), own)
+    passes = work.target.emitter.passes(recipe)
+    own = replace(
+        _run_options(work, dump and dump / "target"), on_start=float_layers.watching(work, passes)
+    )
+    work.records += base.run(work.quantized, passes, own)
+    float_layers.record(work)
 
 
 def _activation_bytes(work: Build) -> int:

@@ -15,6 +15,9 @@ from qcompile.runtime import manifest as manifests
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
 
+_NAMED = 5
+"""Float layers that a summary names."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -60,7 +63,8 @@ class Bundle:
             ("target", f"{m.target} ({m.format}, {m.precision})"),
             ("size", _size(m.sizes)),
             *[(f"{name}", _quality(values)) for name, values in m.quality.items()],
-            ("plan", _plan(m.plan)),
+            ("plan", _plan(m.plan) if "types" in m.plan else ""),
+            ("float layers", _float_layers(m.plan)),
             ("SQNR to PyTorch", _total(m.parity)),
             ("rescaled inputs", _foldings(m.foldings)),
             ("stays float", _floats(m)),
@@ -103,8 +107,6 @@ def _total(parity: Mapping[str, Any]) -> str:
 
 def _plan(plan: Mapping[str, Any]) -> str:
     """Return how many formats a plan has, and what it predicted and did."""
-    if not plan:
-        return ""
     counts = Counter(plan["types"].values())
     kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(counts.items()))
     said = [kinds]
@@ -124,6 +126,17 @@ def _plan(plan: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
+def _float_layers(plan: Mapping[str, Any]) -> str:
+    """Return how many layers stay float for a limit of quality, and which cost most in integers."""
+    rows = plan.get("float_layers", ())
+    if not rows:
+        return ""
+    what = MEASURES[plan["measure"]]
+    named = ", ".join(f"{row['layer']} ({row['damage']:.2g})" for row in rows[:_NAMED])
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return f"{len(rows)} of {plan['layers']}, by the {what} that integers would cost: {named}{more}"
+
+
 def _foldings(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return how many groups of layers read rescaled inputs, and what that does to their errors."""
     errors = sorted(row["error"] for row in rows if row["error"] < 1)
@@ -135,5 +148,10 @@ def _foldings(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _floats(manifest: Manifest) -> str:
     ops = [f"{row['count']} x {row['op']}" for row in manifest.floats]
-    layers = [str(row["name"]) for row in manifest.layers if row["weight"] == "fp32"]
+    said = {row["layer"] for row in manifest.plan.get("float_layers", ())}
+    layers = [
+        str(row["name"])
+        for row in manifest.layers
+        if row["weight"] == "fp32" and row["name"] not in said
+    ]
     return ", ".join(ops + layers)

@@ -15,7 +15,7 @@ import torch
 
 import qcompile
 from qcompile.compiler.driver import parity as parities
-from qcompile.compiler.driver import write
+from qcompile.compiler.driver import weight_plans, write
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes.quantization.block_experts import seldom_reached
 from qcompile.runtime.manifest import FILE, FileInfo, Manifest
@@ -73,8 +73,17 @@ def manifest(
         gates=tuple(_plain(gate) for gate in gates),
         interface=_plain(asdict(source.graph.interface)),
         notes=tuple(filter(None, (*emitted.notes, *work.notes, work.read, seldom))),
-        plan=_plain(work.planned.as_json()) if work.planned else {},
+        plan=_plain(_plan(work)),
         foldings=tuple(_plain(row) for row in work.log.as_json()["foldings"]),
+    )
+
+
+def _plan(work: Build) -> Mapping[str, Any]:
+    """Return what was chosen under limits: formats of weights, or layers that stay float."""
+    if work.planned is not None:
+        return work.planned.as_json()
+    return (
+        {} if work.float_search is None else work.float_search.as_json(weight_plans.work_kind(work))
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, fx
 
 from qcompile.compiler.driver import language, plan_checks
-from qcompile.compiler.driver.build import check_names
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.load import Source
@@ -79,7 +78,7 @@ def dry_run(source: Source, options: BuildOptions) -> DryRun:
     target.emitter.check(source.graph, target.device)
     language.check(source, target, options)
     plan_checks.check(source, target, options)
-    check_names(source, options.keep_float)
+    plan_checks.check_names(source, options.keep_float)
     _refuse_budget(source, options)
     if source.checkpoint is not None:
         return _of_tensors(source.checkpoint, target, options)

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcompile.compiler.driver import language, planning, weight_plans, weight_sizes
+from qcompile.compiler.driver import (
+    language,
+    plan_checks,
+    planning,
+    weight_plans,
+    weight_sizes,
+)
 from qcompile.compiler.driver.build import (
     Build,
     calibration_samples,
-    check_names,
     float_graph,
     one_thread_per_op,
 )
@@ -104,7 +109,7 @@ def front(source: Source, options: BuildOptions, progress: Progress | None = Non
         QCompileError: As a build would.
     """
     target = weight_plans.planned_target(source, options.resolve(), options, wanted=True)
-    check_names(source, options.keep_float)
+    plan_checks.check_names(source, options.keep_float)
     language.check_kind(source, target)
     if options.budget or options.plan_file is not None:
         raise TargetError("--pareto shows what all budgets buy: leave out the limits and --plan")

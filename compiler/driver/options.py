@@ -37,7 +37,8 @@ class BuildOptions:
         num_samples: Of the calibration data; all by default.
         seed: For choosing samples and for random data.
         keep_float: Weights whose layers stay float.
-        min_sqnr: Gate: decibels of the artifact's outputs against PyTorch.
+        min_sqnr: Gate: decibels of the artifact's outputs against PyTorch. Layers of integer arithmetic
+            stay float where this or ``max_drop`` asks for it.
         max_drop: Gate: how much the first metric of ``evaluate`` may fall.
         evaluate: Whether to run the model file's ``evaluate`` before and after.
         max_host_ram: Bytes of memory: of a language model's build all that it takes, of others activations

@@ -1,4 +1,4 @@
-"""Budgets and plans that mean nothing here are refused before any work."""
+"""Names, budgets and plans that mean nothing here are refused before any work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qcompile.compiler.driver import language, language_plans, running, weight_plans, weight_running
 from qcompile.compiler.driver.budget import OPTIONS
 from qcompile.compiler.driver.plan import Plan, with_plan
-from qcompile.compiler.ir.errors import CalibrationError, OutputError, TargetError
+from qcompile.compiler.ir.errors import CalibrationError, ModelError, OutputError, TargetError
 from qcompile.targets.plans import TensorChoices
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ def check(source: Source, target: Target, options: BuildOptions) -> None:
         _check_language(source, target, options)
     else:
         _check_weights(source, target, options)
+
+
+def check_names(source: Source, keep_float: frozenset[str]) -> None:
+    """Refuse names of weights that the model does not have.
+
+    Raises:
+        ModelError: Names them, and those that there are.
+    """
+    if unknown := sorted(keep_float - set(source.graph.weights)):
+        raise ModelError(
+            f"the model has no weight {', '.join(unknown)}; "
+            f"its weights are {', '.join(source.graph.weights)}"
+        )
 
 
 def _check_unplanned(source: Source, options: BuildOptions) -> None:

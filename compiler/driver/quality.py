@@ -37,12 +37,32 @@ def check_options(source: Source, max_drop: float | None, evaluate: bool) -> Non
         raise ModelError(f"--max-drop needs evaluate(predict) in the model file, and {missing}")
 
 
+def check_noise(work: Build) -> None:
+    """Refuse a gate that two runs of ``evaluate`` on the same model do not keep.
+
+    Raises:
+        ModelError: Says what the runs gave.
+    """
+    limit = work.options.max_drop
+    assert limit is not None
+    first, second = before(work), metrics(work.source, float_predict(work))
+    check_names(work.source, first, second)
+    name = next(iter(first))
+    if (apart := abs(first[name] - second[name])) > max(limit, 0.0):
+        raise ModelError(
+            f"evaluate() of {work.source.where} gave {name} {first[name]:g} and then {second[name]:g} "
+            f"for the same float model: {apart:g} apart, more than --max-drop {limit:g} can tell; seed "
+            "what is random in it, or judge more samples"
+        )
+
+
 def evaluate(work: Build, stage: Path, manifest: Manifest) -> Manifest:
     """Return the manifest with quality before and after, if the model can be evaluated."""
     if work.source.evaluate is None or not work.options.evaluate:
         return manifest
     first = before(work)
     after = metrics(work.source, engine_predict(work, stage))
+    check_names(work.source, first, after)
     rows = {name: {"before": first[name], "after": after[name]} for name in first}
     gates = list(manifest.gates)
     if work.options.max_drop is not None:
@@ -116,6 +136,19 @@ def metrics(source: Source, predict: Predict) -> dict[str, float]:
             f"{', '.join(f'{n} is {named[n]!r}' for n in bad) or 'it returned none'}"
         )
     return {str(n): round(float(v), 6) for n, v in named.items()}
+
+
+def check_names(source: Source, first: Mapping[str, float], second: Mapping[str, float]) -> None:
+    """Refuse figures that cannot be compared.
+
+    Raises:
+        ModelError: They have other names.
+    """
+    if first.keys() != second.keys():
+        raise ModelError(
+            f"evaluate() of {source.where} must measure the same each time; it gave {', '.join(first)}, and "
+            f"then {', '.join(second)}"
+        )
 
 
 def _is_finite(value: Any) -> bool:

@@ -47,7 +47,8 @@ def check(target: Target, budget: Budget) -> None:
     if budget.needs_times and not (asked and target.device.name == HOST):
         problems.append(
             f"how long {target.emitter.name} takes on {target.name} can be neither measured here nor "
-            "modelled: leave out --max-latency and --optimize latency, or give --target host --format onnx or tvm"
+            "modelled: leave out --max-latency and --optimize latency, or give --target host --format onnx "
+            "or tvm"
         )
     if problems:
         raise TargetError("; ".join(problems))

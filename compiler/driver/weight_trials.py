@@ -222,6 +222,7 @@ def _sqnr(work: Build, graph: Graph) -> float:
 def _drop(work: Build, graph: Graph) -> float:
     before = quality.before(work)
     after = quality.metrics(work.source, quality.graph_predict(graph))
+    quality.check_names(work.source, before, after)
     name = next(iter(before))
     return before[name] - after[name]
 

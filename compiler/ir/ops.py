@@ -55,6 +55,8 @@ def _(x: Tensor, spec: str, shares: str) -> Tensor:
     return torch.empty_like(x)
 
 
+observe.register_autograd(lambda context, gradient: (gradient, None, None))
+
 OBSERVE = torch.ops.qcompile.observe.default
 
 

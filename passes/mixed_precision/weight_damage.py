@@ -160,7 +160,7 @@ class WeightDamage:
             found = []
             for one in tried.values():
                 changed = _call(node, given, name, one)
-                found.append(_squared(gradients, exact, changed, count))
+                found.append(squared_products(gradients, exact, changed, count))
             return found
 
         parts = each(of, range(len(self.sizes)))
@@ -192,7 +192,9 @@ def _call(
         return node.target(*args, **kwargs)
 
 
-def _squared(gradients: Mapping[Any, Tensor], exact: Any, changed: Any, count: int) -> float:
+def squared_products(
+    gradients: Mapping[Any, Tensor], exact: Any, changed: Any, count: int
+) -> float:
     """Return the sum over samples of ``<g, changed - exact>^2``, over all parts of an output."""
     total = torch.zeros(count, dtype=torch.float64)
     for part, gradient in gradients.items():

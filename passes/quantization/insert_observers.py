@@ -73,6 +73,15 @@ class InsertObservers(Pass):
                 return found
             found |= more
 
+    def stored_values(self, graph: Graph) -> set[fx.Node]:
+        """Return the values that would be stored in integers of a scale of their own."""
+        integer = self.integer_nodes(graph)
+        return {
+            n
+            for n in graph.nodes
+            if n.target not in self.ops.moves and self._stores_integers(n, integer)
+        }
+
     def _always(self, graph: Graph, node: fx.Node) -> bool:
         if node.target in (QUANTIZE, DEQUANTIZE):
             return True

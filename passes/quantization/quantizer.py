@@ -61,7 +61,7 @@ class Quantizer:
 
     def _activation(self, walk: Walk, node: fx.Node, source: fx.Node) -> tuple[fx.Node, Values]:
         values = walk.values[source]
-        spec = _without_unused_sign(QuantSpec.parse(str(node.args[1])), values.quantized)
+        spec = without_unused_sign(QuantSpec.parse(str(node.args[1])), values.quantized)
         spec, params, observer = self._choose(walk, node, source, values, spec)
         new = store_activation(walk.graph, node, spec, params)
         self.params[node.name] = self.params[new.name] = (spec, params)
@@ -97,7 +97,7 @@ class Quantizer:
         if source.target in self.unit_range:
             return spec, spec.params(torch.tensor(0.0), torch.tensor(1.0)), "fixed"
         measure = error_after_add(walk, node, spec, fitted(len(values.quantized)))
-        choice = choose(histogram(_relevant(source, values.quantized)), spec, measure)
+        choice = choose(histogram(relevant(source, values.quantized)), spec, measure)
         return spec, choice.params, choice.observer
 
     def _layer(self, walk: Walk, node: fx.Node, observer: fx.Node) -> tuple[fx.Node, Values]:
@@ -146,7 +146,7 @@ class Quantizer:
         return None
 
 
-def _without_unused_sign(spec: QuantSpec, batches: Sequence[Tensor]) -> QuantSpec:
+def without_unused_sign(spec: QuantSpec, batches: Sequence[Tensor]) -> QuantSpec:
     """Return symmetric codes without a sign where no value has one: 0 to 255, still around 0."""
     if not spec.symmetric or any(bool((batch < 0).any()) for batch in batches):
         return spec
@@ -165,7 +165,7 @@ def _keep_float(record: LayerRecord, reason: str, bits: int) -> None:
     record.bytes = bits // 8 * record.parameters
 
 
-def _relevant(source: fx.Node, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+def relevant(source: fx.Node, batches: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the values whose codes matter: before a softmax, those within reach of their row's largest.
 
     A mask adds -1e4 or less; a range that held it would leave one code for all other values.
