@@ -81,7 +81,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if as_json:
         print_json(data)
     else:
-        click.echo(f"error: {data['error']}", err=True)
+        for line in data["error"].splitlines():
+            click.echo(f"error: {line}", err=True)
     return int(data["exit_code"])
 
 
