@@ -56,7 +56,7 @@ def is_module(path: str) -> bool:
 def possible(settings: Settings) -> Iterator[Cell]:
     """Give all builds, those that are excluded too, in the file's order."""
     matrix = settings.matrix
-    for model in dict.fromkeys(matrix.models or settings.models):
+    for model in dict.fromkeys(settings.models if matrix.models is None else matrix.models):
         for target in dict.fromkeys(matrix.targets):
             own = settings.targets.get(target, Target())
             for precision in dict.fromkeys(own.precisions or matrix.precisions or NO_PRECISIONS):
