@@ -11,6 +11,7 @@ import qcompile
 
 VERBS = {
     "build": "compile MODEL into a bundle (the default verb); without MODEL: what changed of qcompile.toml",
+    "rebuild": "make a bundle again from its manifest, and compare every byte",
     "check": "check qcompile.toml and print the plan of its builds",
     "init": "write a qcompile.toml",
     "schema": "print the JSON schema of qcompile.toml, for editors",

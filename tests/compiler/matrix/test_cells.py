@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qcompile.compiler.cli.build import command
 from qcompile.compiler.driver.flat_options import build_options
-from qcompile.compiler.matrix.cells import Cell, cells, matches, possible
+from qcompile.compiler.matrix.cells import RANDOM, Cell, cells, matches, possible
 from qcompile.compiler.matrix.options import OPTION_NAMES, size
 from qcompile.compiler.matrix.schema import Settings, json_schema
 
@@ -75,6 +75,12 @@ def test_every_flag_of_a_build_has_a_key() -> None:
     flags = {parameter.name for parameter in command.params}
     assert flags - set(OPTION_NAMES) == NOT_IN_THE_FILE
     assert set(OPTION_NAMES) <= flags
+
+
+def test_random_data_has_one_name() -> None:
+    from qcompile.compiler.frontend.calibration_tables import RANDOM as OF_BUILDS
+
+    assert RANDOM == OF_BUILDS
 
 
 def test_each_option_reaches_the_build() -> None:
