@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from qcompile.compiler.cli.build import command
 from qcompile.compiler.driver.flat_options import build_options
 from qcompile.compiler.matrix.cells import RANDOM, Cell, cells, matches, possible
-from qcompile.compiler.matrix.options import OPTION_NAMES, size
+from qcompile.compiler.matrix.options import OPTION_NAMES
 from qcompile.compiler.matrix.schema import Settings, json_schema
+from qcompile.compiler.matrix.sizes import size
 
 _FILE = """
 [defaults]
