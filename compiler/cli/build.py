@@ -132,7 +132,8 @@ def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs:
     if model is not None:
         _refuse(_OF_MATRICES, "is for builds without MODEL")
         if given["target"] is None:
-            raise click.UsageError("Missing option '-t' / '--target' / '--device'.")
+            missing = "Missing option '-t' / '--target' / '--device'."
+            raise click.UsageError(missing, click.get_current_context())
         _build(model, force=force, as_json=as_json, **given)
         return
     from qcompile.compiler.cli import matrix
@@ -152,7 +153,7 @@ def _refuse(names: Iterable[str], why: str) -> None:
     given = [n for n in names if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
-        raise click.UsageError(f"{flags} {why}")
+        raise click.UsageError(f"{flags} {why}", context)
 
 
 def _build(model: str, output: Path | None, dry_run: bool, pareto: bool, plot: Path | None, force: bool,

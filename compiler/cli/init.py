@@ -36,12 +36,13 @@ def command(models: tuple[str, ...], config: Path, targets: tuple[str, ...], as_
         models = models or _asked("Models (files or folders, spaces between)")
         targets = targets or _asked("Targets (see `qcompile targets`)", "host")
     except click.Abort as error:
-        raise click.UsageError("Missing MODEL or --target, and nobody answered.") from error
+        said = "Missing MODEL or --target, and nobody answered."
+        raise click.UsageError(said, click.get_current_context()) from error
     folder = Path(os.path.realpath(config)).parent
-    said = {name.replace("_", "-"): value for name, value in defaults.items() if value is not None}
-    if said.get("calibrate", RANDOM) != RANDOM:
-        said["calibrate"] = write.relative(said["calibrate"], folder)
-    project = write.create(config, write.text(folder, models, targets, precisions, said))
+    keys = {name.replace("_", "-"): value for name, value in defaults.items() if value is not None}
+    if keys.get("calibrate", RANDOM) != RANDOM:
+        keys["calibrate"] = write.relative(keys["calibrate"], folder)
+    project = write.create(config, write.text(folder, models, targets, precisions, keys))
     if as_json:
         print_json({"file": str(config), "builds": [cell.name for cell in project.cells]})
     else:
