@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import qcompile.targets
 from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.errors import TargetError, UnsupportedError
 from qcompile.compiler.ir.graph import Graph
@@ -24,6 +22,7 @@ from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
 from qcompile.targets import signature
 from qcompile.targets.device import Device
+from qcompile.targets.formats import emitter_names
 from qcompile.targets.options import (
     DEFAULT_WEIGHTS,
     NO_TUNING,
@@ -271,14 +270,6 @@ class Emitter(RunningCosts, ABC):
             A row a value: ``name``, ``values``, ``differing``, ``largest``, ``sqnr_db``; for a weight
             also ``exact``: not one value may differ.
         """
-
-
-def emitter_names() -> list[str]:
-    """Return the names of all emitters, sorted."""
-    root = Path(qcompile.targets.__file__).parent
-    return sorted(
-        m.name for m in pkgutil.iter_modules([str(root)]) if m.ispkg and m.name != "devices"
-    )
 
 
 def find_emitter(name: str) -> Emitter:

@@ -10,7 +10,11 @@ import click
 import qcompile
 
 VERBS = {
-    "build": "compile MODEL into a bundle (the default verb)",
+    "build": "compile MODEL into a bundle (the default verb); without MODEL: what changed of qcompile.toml",
+    "rebuild": "make a bundle again from its manifest, and compare every byte",
+    "check": "check qcompile.toml and print the plan of its builds",
+    "init": "write a qcompile.toml",
+    "schema": "print the JSON schema of qcompile.toml, for editors",
     "verify": "check a bundle: files, test vectors, and against its model",
     "inspect": "show what a bundle holds: layers, formats, errors, sizes",
     "bench": "measure latency, load time and peak memory of a bundle",
@@ -74,6 +78,7 @@ def cli() -> None:
     qcompile model.py --target raspberry-pi-5       build model.qc
     qcompile model.py --target host --dry-run       print the plan only
     qcompile verify model.qc --against model.py     check a bundle
+    qcompile build                                  build what changed of qcompile.toml
     """  # noqa: D301
 
 

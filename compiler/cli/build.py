@@ -1,17 +1,15 @@
-"""``qcompile MODEL --target NAME``."""
+"""``qcompile MODEL --target NAME``, and ``qcompile build`` for the builds of ``qcompile.toml``."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from qcompile.compiler.cli.common import Size, print_json, progress_display, reports_errors
-
-if TYPE_CHECKING:
-    from qcompile.compiler.driver import BuildOptions
 
 
 def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
@@ -20,23 +18,33 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
     return [name for name in device_names() if name.startswith(incomplete)]
 
 
-def _tensor_type(text: str) -> tuple[str, str]:
-    expression, sign, kind = text.rpartition("=")
-    if not sign or not expression or not kind:
-        raise click.BadParameter(f"{text!r} is not REGEX=TYPE", param_hint="--tensor-type")
-    return expression, kind
+_OF_MATRICES = ("config", "only", "jobs", "locked")
 
 
-def is_directory(model: str, target: str) -> bool:
-    """Return whether a model is a language model's directory, and the target leaves the format open."""
-    from qcompile.targets.base import emitter_names
+class TensorType(click.ParamType):  # type: ignore[type-arg]
+    """A regular expression and a type: ``ffn_down=q6_k``."""
 
-    return (Path(model) / "config.json").is_file() and target not in emitter_names()
+    name = "tensor-type"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, str]:
+        expression, sign, kind = value.rpartition("=")
+        if not sign or not expression or not kind:
+            self.fail(f"{value!r} is not REGEX=TYPE", param, ctx)
+        return expression, kind
 
 
 @click.command("build")
-@click.argument("model")
-@click.option("-t", "--target", "--device", required=True, shell_complete=_complete_target,
+@click.argument("model", required=False)
+@click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE",
+              help="Without MODEL: the file with the builds; default: qcompile.toml.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="NAME",
+              help="Without MODEL: this model, target or build; repeatable.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
+              help="Without MODEL: builds at once.")  # fmt: skip
+@click.option(
+    "--locked", is_flag=True, help="Without MODEL: refuse what is not as in qcompile.lock."
+)
+@click.option("-t", "--target", "--device", shell_complete=_complete_target,
               help="Device, host, a device file or a format; see `qcompile targets`.")  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The bundle; default NAME.qc."
@@ -46,7 +54,7 @@ def is_directory(model: str, target: str) -> bool:
     "--precision",
     help="int8, fp16, w8a8, int4, palette-4, ...; default: the device's; see `qcompile targets NAME`.",
 )
-@click.option("--format", "format_", help="Artifact format; default: the device's.")
+@click.option("--format", help="Artifact format; default: the device's.")
 @click.option("--calibrate", metavar="DATA", help="An .npz, .npy, .safetensors, folder of "
               ".npy, or `random`; default: the model file's calibration().")  # fmt: skip
 @click.option("--num-samples", type=int, help="Calibration samples to use; default: all.")
@@ -59,7 +67,7 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--channel-scales", is_flag=True, help="Palettes with a scale a channel besides.")
 @click.option("--minimum-os", metavar="VERSION", help="Oldest system to run on; default: the "
               "device's; see `qcompile targets NAME`.")  # fmt: skip
-@click.option("--tune", "trials", type=int, default=0, metavar="N", help="tvm: measure N schedules "
+@click.option("--tune", type=int, default=0, metavar="N", help="tvm: measure N schedules "
               "of the operators that TVM schedules itself; goes on where it stopped.")  # fmt: skip
 @click.option("--tune-database", type=click.Path(path_type=Path), metavar="FILE",
               help="Read measured schedules from here and add to them; default: the cache.")  # fmt: skip
@@ -68,7 +76,7 @@ def is_directory(model: str, target: str) -> bool:
 )
 @click.option("--rounding", type=click.Choice(["nearest", "gptq", "adaround"]), default="gptq",
               show_default=True, help="How weights are rounded.")  # fmt: skip
-@click.option("--tensor-type", "tensor_types", multiple=True, metavar="REGEX=TYPE",
+@click.option("--tensor-type", type=TensorType(), multiple=True, metavar="REGEX=TYPE",
               help="gguf, and under a budget: the type of tensors whose name has this in it; "
               "repeatable.")  # fmt: skip
 @click.option("--encoder", type=click.Choice(["qcompile", "ggml"]), default="qcompile",
@@ -96,7 +104,7 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--optimize", type=click.Choice(["quality", "size", "latency"]), help="What is improved "
               "once all limits hold, --min-sqnr and --max-drop too; default: quality, or size under "
               "--max-kl alone.")  # fmt: skip
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), metavar="FILE",
+@click.option("--plan", type=click.Path(path_type=Path), metavar="FILE",
               help="Build a saved plan.")  # fmt: skip
 @click.option("--save-plan", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the plan that was built.")  # fmt: skip
@@ -113,25 +121,53 @@ def is_directory(model: str, target: str) -> bool:
 @click.option("--dry-run", is_flag=True, help="Print the plan; calibrate and write nothing.")
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR",
               help="Write the graph after each pass.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a bundle that is there.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there; without MODEL: all.")
 @reports_errors
-def command(model: str, output: Path | None, dry_run: bool, pareto: bool, plot: Path | None, force: bool,
-            as_json: bool, **given: Any) -> None:  # fmt: skip
-    """Compile MODEL into a bundle.
+def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs: int, locked: bool,
+            force: bool, as_json: bool, **given: Any) -> None:  # fmt: skip
+    """Compile MODEL into a bundle, or build what changed of qcompile.toml.
 
     MODEL is a model file, package.module:factory, a .pt2 program, or a language model's Hugging Face
-    directory.
+    directory. Without MODEL the builds, their options too, are those of qcompile.toml.
     """
+    if model is not None:
+        _refuse(_OF_MATRICES, "is for builds without MODEL")
+        if given["target"] is None:
+            missing = "Missing option '-t' / '--target' / '--device'."
+            raise click.UsageError(missing, click.get_current_context())
+        _build(model, force=force, as_json=as_json, **given)
+        return
+    from qcompile.compiler.cli import matrix
+
+    _refuse([name for name in given if name != "model"], "is for a single MODEL: give one, or write it "
+            "into qcompile.toml")  # fmt: skip
+    matrix.build(config, only, jobs=jobs, locked=locked, force=force, as_json=as_json)
+
+
+def _refuse(names: Iterable[str], why: str) -> None:
+    """Refuse options that the user gave.
+
+    Raises:
+        UsageError: Names all of them.
+    """
+    context = click.get_current_context()
+    given = [n for n in names if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise click.UsageError(f"{flags} {why}", context)
+
+
+def _build(model: str, output: Path | None, dry_run: bool, pareto: bool, plot: Path | None, force: bool,
+           as_json: bool, **given: Any) -> None:  # fmt: skip
     from qcompile.compiler.cli import show
     from qcompile.compiler.driver import build
     from qcompile.compiler.driver import dry_run as plan
+    from qcompile.compiler.driver.flat_options import build_options
     from qcompile.compiler.driver.front import check_plot, front
     from qcompile.compiler.driver.write import check_destination, check_folder
     from qcompile.compiler.frontend.load import load
 
-    if given["format_"] is None and is_directory(model, given["target"]):
-        given["format_"] = "gguf"
-    options = _options(given)
+    options = build_options(model, given)
     options.resolve()
     if plot is not None:
         check_plot(plot, pareto=pareto)
@@ -156,21 +192,3 @@ def command(model: str, output: Path | None, dry_run: bool, pareto: bool, plot: 
         print_json(show.bundle_data(bundle))
     else:
         show.bundle(bundle)
-
-
-def _options(given: dict[str, Any]) -> BuildOptions:
-    """Return what the command line says, in the driver's words."""
-    from qcompile.compiler.driver import BuildOptions
-    from qcompile.compiler.driver.budget import Budget
-    from qcompile.targets.options import BlockOptions, Tuning, WeightOptions
-
-    given["keep_float"] = frozenset(given.pop("ignore"))
-    given["format"] = given.pop("format_")
-    names = ("granularity", "group_size", "palette_entries", "channel_scales")
-    given["weights"] = WeightOptions(**{name: given.pop(name) for name in names})
-    types = tuple(_tensor_type(text) for text in given.pop("tensor_types"))
-    told = {name: given.pop(name) for name in ("encoder", "imatrix", "kv_type")}
-    given["blocks"] = BlockOptions(types, **told)
-    given["budget"] = Budget(**{field.name: given.pop(field.name) for field in fields(Budget)})
-    given["tuning"] = Tuning(given.pop("trials"), given.pop("tune_database"))
-    return BuildOptions(**given)

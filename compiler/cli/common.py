@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,10 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColum
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from qcompile.compiler.matrix.sizes import size
 from qcompile.runtime.errors import QCompileError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]
@@ -29,12 +28,10 @@ class Size(click.ParamType):  # type: ignore[type-arg]
     name = "size"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmg]?i?)b?", str(value).lower())
-        if not match or match[2] not in _UNITS:
-            self.fail(f"{value!r} is no size; write 4GiB, 500MB or 1024", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+        try:
+            return size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print data for machines.")
@@ -81,7 +78,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if as_json:
         print_json(data)
     else:
-        click.echo(f"error: {data['error']}", err=True)
+        for line in data["error"].splitlines():
+            click.echo(f"error: {line}", err=True)
     return int(data["exit_code"])
 
 

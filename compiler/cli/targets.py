@@ -36,8 +36,8 @@ _FACTS = (
 @reports_errors
 def command(name: str | None, as_json: bool) -> None:
     """List devices, or show one: facts, what runs fast there and why, and the sources."""
-    from qcompile.targets.base import emitter_names
     from qcompile.targets.device import device_names, load_device
+    from qcompile.targets.formats import emitter_names
 
     if name is not None:
         _show(load_device(name), as_json)

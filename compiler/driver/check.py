@@ -17,7 +17,8 @@ from qcompile.runtime import manifest as manifests
 from qcompile.runtime import vectors
 from qcompile.runtime.manifest import Manifest, TensorInfo
 from qcompile.runtime.session import Session
-from qcompile.targets.base import Emitter, emitter_names, find_emitter
+from qcompile.targets.base import Emitter, find_emitter
+from qcompile.targets.formats import emitter_names
 from qcompile.targets.plans import Probe
 
 FOREIGN_LIMIT_DB = 30.0

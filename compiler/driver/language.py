@@ -141,7 +141,8 @@ def batches(texts: Texts) -> Samples:
 def work_folder(source: Source, target: Target, options: BuildOptions, folder: Path) -> Path:
     """Return the folder for what is done; that of another build is removed.
 
-    With ``resume`` the same model, texts and options find what a killed build left.
+    With ``resume`` the same model, texts and options find what a killed build left; with ``start_over`` too
+    there need be nothing.
 
     Raises:
         OutputError: There is nothing to go on with, or another process builds the same bundle.
@@ -149,7 +150,7 @@ def work_folder(source: Source, target: Target, options: BuildOptions, folder: P
     work = folder.parent / f"{prefix(folder)}{_key(source, target, options)}"
     left = siblings(folder)
     refuse_held(folder)
-    if options.resume and left and work not in left:
+    if options.resume and not options.start_over and left and work not in left:
         raise OutputError(
             f"{left[0]} is of another model, calibration data or options: build without --resume"
         )

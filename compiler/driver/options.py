@@ -49,6 +49,7 @@ class BuildOptions:
         save_plan: File for the plan that was built.
         seq_len: Tokens of a language model's calibration sequences.
         resume: Go on with what a killed build left, of a language model or under a budget.
+        start_over: With ``resume``: remove what is left of another model, data or options, and begin anew.
         dump_ir: Folder for the IR text after each pass.
     """
 
@@ -74,6 +75,7 @@ class BuildOptions:
     save_plan: Path | None = None
     seq_len: int | None = None
     resume: bool = False
+    start_over: bool = False
     dump_ir: Path | None = None
 
     @property

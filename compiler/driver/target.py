@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import Emitter, emitter_names, find_emitter
+from qcompile.targets.base import Emitter, find_emitter
 from qcompile.targets.device import Device, load_device
+from qcompile.targets.formats import emitter_names
 from qcompile.targets.options import DEFAULT_WEIGHTS, NO_TUNING, Tuning, WeightOptions
 from qcompile.targets.order import Order, Scheme
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.ir.errors import TargetError
-from qcompile.targets.base import emitter_names, find_emitter
+from qcompile.targets.base import find_emitter
 from qcompile.targets.device import device_names, load_device
+from qcompile.targets.formats import emitter_names
 from qcompile.targets.plans import UnitPlan
 
 

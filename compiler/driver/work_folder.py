@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qcompile.compiler.ir.errors import OutputError
+from qcompile.compiler.ir.folder_lock import lock_folder
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def remove(work: Path, folder: Path) -> None:
     Raises:
         OutputError: Another process builds the same bundle with it.
     """
-    lock = _lock(work)
+    lock = lock_folder(work)
     if lock is None:
         raise _refusal(folder)
     try:
@@ -79,7 +80,7 @@ def refuse_held(folder: Path, but: Path | None = None) -> None:
 def is_held(work: Path) -> bool:
     """Return whether a process holds a work folder."""
     try:
-        lock = _lock(work)
+        lock = lock_folder(work)
     except FileNotFoundError:
         return False
     if lock is None:
@@ -89,32 +90,14 @@ def is_held(work: Path) -> bool:
 
 
 def _make_and_lock(work: Path) -> int | None:
-    """Make a folder and lock it, anew if another process removes it in between; see ``_lock``."""
+    """Make a folder and lock it, anew if another process removes it in between; see ``lock_folder``."""
     while True:
         work.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            lock = _lock(work)
+            lock = lock_folder(work)
             if lock is None or os.path.samestat(os.fstat(lock), os.stat(work)):
                 return lock
             os.close(lock)
-
-
-def _lock(work: Path) -> int | None:
-    """Return an open folder that is locked; ``None`` if another process has locked it.
-
-    Where folders cannot be locked (Windows, some network file systems), it is open and no more.
-    """
-    opened = os.open(work, os.O_RDONLY)
-    try:
-        import fcntl
-
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(opened)
-        return None
-    except (ImportError, OSError):
-        pass
-    return opened
 
 
 def _refusal(folder: Path) -> OutputError:

@@ -7,6 +7,7 @@ QCompileError
 ├── UnsupportedError   ops or dtypes that an emitter cannot store
 ├── PassError          a pass failed or broke its contract: a defect of qcompile
 ├── OutputError        the bundle cannot be written where it was asked for
+├── ProjectError       qcompile.toml or qcompile.lock is wrong; a line for each thing
 └── GateError          a bundle was built, and a gate refused it (exit code 1)
     └── BudgetError    no plan keeps the limits, so nothing was built (exit code 1)
 """
@@ -26,6 +27,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "PassError",
+    "ProjectError",
     "QCompileError",
     "TargetError",
     "UnsupportedError",
@@ -54,6 +56,10 @@ class PassError(QCompileError):
 
 class OutputError(QCompileError):
     """The bundle cannot be written to the place that was asked for."""
+
+
+class ProjectError(QCompileError):
+    """``qcompile.toml`` or ``qcompile.lock`` is wrong; a line for each thing that is."""
 
 
 class GateError(QCompileError):

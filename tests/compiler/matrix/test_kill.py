@@ -1,0 +1,111 @@
+"""Killed at any moment, a matrix leaves whole bundles, and the next build ends as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcompile.compiler.ir.folder_lock import lock_folder
+from qcompile.runtime.manifest import read
+
+
+def kill_once(project: Any, seconds: float, sign: int = signal.SIGKILL) -> int:
+    """Begin to build, and send a signal after some time; return the exit code."""
+    command = project.command("build", "--jobs", "2")
+    pipe = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=project.folder, stdout=pipe, stderr=pipe) as process:
+        time.sleep(seconds)
+        process.send_signal(sign)
+        return process.wait()
+
+
+def check_whole(project: Any) -> None:
+    """Every bundle that can be seen is whole."""
+    for bundle in (project.folder / "build").glob("[!.]*"):
+        read(bundle)
+
+
+def check_clean(project: Any, clean: dict[str, bytes]) -> None:
+    """A build now gives the clean result, and leaves nothing else."""
+    project.run("build", "--jobs", "2")
+    assert project.content() == clean
+    lock = lock_folder(project.folder)
+    assert lock is not None
+    os.close(lock)
+
+
+def clean_result(project: Any) -> tuple[dict[str, bytes], float]:
+    """Build without disturbance; return all bytes and the time it took, and remove what was built."""
+    start = time.perf_counter()
+    project.run("build", "--jobs", "2")
+    seconds, found = time.perf_counter() - start, project.content()
+    forget(project)
+    return found, seconds
+
+
+def forget(project: Any) -> None:
+    for name in project.content():
+        if name == "qcompile.lock" or name.startswith("build/"):
+            Path(project.folder, name).unlink()
+    subprocess.run(["rm", "-rf", "build"], cwd=project.folder, check=True)
+
+
+def test_a_few_kills(small_project: Any) -> None:
+    clean, seconds = clean_result(small_project)
+    dice = random.Random(7)
+    for _ in range(3):
+        kill_once(small_project, dice.uniform(0.1, 0.9) * seconds)
+        check_whole(small_project)
+    check_clean(small_project, clean)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_hundred_kills(small_project: Any) -> None:
+    clean, seconds = clean_result(small_project)
+    dice = random.Random(8)
+    for _ in range(100):
+        kill_once(small_project, dice.uniform(0, 1.1) * seconds)
+        check_whole(small_project)
+        if dice.random() < 0.3:
+            check_clean(small_project, clean)
+            forget(small_project)
+    check_clean(small_project, clean)
+
+
+def test_ctrl_c_says_what_is_left(small_project: Any) -> None:
+    command = small_project.command("build")
+    with subprocess.Popen(
+        command, cwd=small_project.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith("begins (never built)\n")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 2
+    assert stdout.count("stopped") == 2
+    assert stderr == (
+        "error: interrupted: 0 of 2 bundles are finished; the next build goes on with the other 2\n"
+    )
+    assert not (small_project.folder / "build").exists()
+
+
+def test_two_at_once(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qcompile.compiler.ir.errors import OutputError
+    from qcompile.compiler.matrix import build
+    from qcompile.compiler.matrix.read import read as read_project
+
+    lock = lock_folder(project.folder)
+    assert lock is not None
+    monkeypatch.setattr(build, "_SECONDS_TO_WAIT", 0)
+    with pytest.raises(OutputError, match="another process is building this project"):
+        build.build(read_project(project.folder / "qcompile.toml"))
+    os.close(lock)
