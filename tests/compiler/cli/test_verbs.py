@@ -39,7 +39,8 @@ def test_build_is_the_default_verb(here: Path, ok: Callable[..., str]) -> None:
     assert "all passed" in text
     names = sorted(p.name for p in (here / "tiny.qc").rglob("*"))
     assert names == [
-        "inputs.npz", "manifest.json", "model.onnx", "outputs.npz", "run.pyz", "vectors",
+        "inputs.npz", "manifest.json", "model.onnx", "outputs.npz", "reference.npz", "run.pyz",
+        "vectors",
     ]  # fmt: skip
     assert sorted(p.name for p in here.iterdir()) == ["tiny.py", "tiny.qc"]
 
