@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompile.runtime.errors import BundleError, MissingPackageError
+from qcompile.runtime.llama.model import Model
 
 Array = NDArray[Any]
 SHOWN = 16
@@ -70,13 +71,18 @@ def _best(logits: Array, say: Callable[[int], str]) -> tuple[str, float]:
 
 def _words(artifact: Path) -> Callable[[int], str]:
     """Return what a token says; its number where llama.cpp is not installed."""
-    from qcompile.runtime.llama.model import Model
-
     try:
         model = Model(artifact, empty=True)
     except (MissingPackageError, BundleError):
         return lambda token: f"token {token}"
-    return lambda token: _shown(model.piece(token, special=True).decode("utf-8", "replace"))
+    return lambda token: _said(model, token)
+
+
+def _said(model: Model, token: int) -> str:
+    """Return a token's text; its number if the model has no such token, which llama.cpp does not check."""
+    if not 0 <= token < model.vocabulary:
+        return f"token {token}"
+    return _shown(model.piece(token, special=True).decode("utf-8", "replace"))
 
 
 def _shown(piece: str) -> str:

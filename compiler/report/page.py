@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from importlib import resources
 from typing import Any
@@ -81,7 +82,7 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     names = ("decibels", "whole", "short", "percent", "changed", "difference")
     environment.filters.update({name: getattr(figures, name) for name in names})
-    environment.filters["figure_value"] = _figure_value
+    environment.filters.update(figure_value=_figure_value, breakable=_breakable)
     environment.globals.update(missing=figures.MISSING, errors=ERRORS, measure_of=_measure)
     return environment
 
@@ -118,6 +119,11 @@ def _measure(entry: Entry) -> str:
 def _figure_value(figure: Figure, side: str) -> str:
     value = getattr(figure, side)
     return figures.MISSING if value is None else f"{value:,.{figure.digits}f}"
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name, escaped, that may go on in the next line after a point or an underscore."""
+    return Markup("<wbr>").join(re.split("(?<=[._/])", name))
 
 
 def _policy(script: str, styles: list[str]) -> str:

@@ -140,7 +140,7 @@ def test_dump_ir(here: Path, ok: Callable[..., str]) -> None:
 def test_verify(built: Path, run: Run, ok: Callable[..., str]) -> None:
     text = ok("verify", built)
     assert "FAILED" not in text
-    assert "4 files as in the manifest" in text
+    assert "5 files as in the manifest" in text
     against = ok("verify", built, "--against", built.parent / "tiny.py")
     assert "the model it was built from" in against
     assert "PyTorch: output" in against
