@@ -184,6 +184,22 @@ def test_another_model(variant: Variant, run: Run) -> None:
     assert "note: they were built from different models" in text
 
 
+def test_the_table_for_people(variant: Variant, run: Run) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        for row in manifest["layers"]:
+            row.update(weight="[bold]int4", bytes=row["bytes"] + 1000)
+        manifest["tools"]["torch"] = "[/red]"
+
+    arguments = (variant("[b]a.qc"), variant("b.qc", edit))
+    result = run("diff", *arguments, "--limit", "1")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("[b]a.qc and b.qc\n")
+    assert result.stdout.count("-> [bold]int4  +1,000") == 1
+    assert "2 of 2 layers changed; 1 more changed" in result.stdout
+    assert "[/red]" in result.stdout
+    assert run("diff", *arguments).stdout.count("-> [bold]int4") == 2
+
+
 def test_bad_bundles(variant: Variant, refuses: Callable[..., str]) -> None:
     good = variant("good.qc")
     assert refuses("diff", good, "no.qc") == "no.qc is no bundle: it has no manifest.json"
