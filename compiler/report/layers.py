@@ -9,7 +9,6 @@ from typing import Any
 from qcompile.compiler.report.figures import count, number, optional, text
 from qcompile.runtime.manifest import Manifest
 
-EXACT = "equal"
 ERRORS = ("export", "quantization", "engine_outputs", "total")
 """The three errors of an output, and their sum, as the manifest names them."""
 

@@ -104,6 +104,23 @@ def test_names_are_short_and_differ(variant: Variant) -> None:
         open_entries([Path("empty")])
 
 
+def test_other_schemas(variant: Variant, refuses: Callable[..., str]) -> None:
+    def older(manifest: dict[str, Any]) -> None:
+        manifest["schema"] = 1
+        for name in ("interface", "notes", "foldings", "plan"):
+            del manifest[name]
+        for row in manifest["layers"]:
+            del row["note"], row["tokens"]
+
+    entry = open_entry(variant("old.qc", older), "old")
+    assert [layer.note for layer in entry.layers] == ["", ""]
+    assert entry.planned == entry.notes == ()
+    variant("a.qc")
+    variant("future/a.qc", lambda m: m.update(schema=99))
+    message = refuses("report", "a.qc", "--baseline", "future", "-o", "r.html")
+    assert message.startswith("future/a.qc/manifest.json has schema 99; this qcompile reads up to")
+
+
 DAMAGES: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("'bytes'", lambda m: m["layers"][0].pop("bytes")),
     ("'12' is no count", lambda m: m["layers"][0].update(bytes="12")),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -163,6 +166,20 @@ def test_equal_bundles_give_equal_bytes(
         text = Path(name).read_text()
         assert text == (tmp_path / name).read_text()
         assert str(tmp_path) not in text
+
+
+@pytest.mark.slow
+def test_equal_bytes_in_processes_of_other_hash_orders(variant: Variant) -> None:
+    variant("old/a.qc")
+    variant("a.qc", worse, lambda m: m["options"].update({f"x{k}": k for k in range(9)}))
+    texts = set()
+    for seed in ("1", "2"):
+        command = (sys.executable, "-m", "qcompile", "report", "a.qc", "--baseline", "old")
+        files = ("-o", f"{seed}.html", "--sarif", f"{seed}.sarif", "--markdown", f"{seed}.md")
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([*command, *files], check=True, capture_output=True, env=environment)
+        texts.add(tuple(Path(f"{seed}.{kind}").read_text() for kind in ("html", "sarif", "md")))
+    assert len(texts) == 1
 
 
 def test_junit_counts_the_gates(variant: Variant, run: Run) -> None:
