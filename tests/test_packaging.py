@@ -67,7 +67,9 @@ def test_constraints_pin_all_that_is_named_in_pyproject() -> None:
     extras = found["project"]["optional-dependencies"]
     named = [*found["project"]["dependencies"], *found["build-system"]["requires"]]
     named += [
-        r for extra in ("onnx", "coreml", "dev", "sentence-embeddings") for r in extras[extra]
+        r
+        for extra in ("onnx", "coreml", "dev", "sentence-embeddings", "browser")
+        for r in extras[extra]
     ]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]

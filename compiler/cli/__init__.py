@@ -17,6 +17,8 @@ VERBS = {
     "schema": "print the JSON schema of qcompile.toml, for editors",
     "verify": "check a bundle: files, test vectors, and against its model",
     "inspect": "show what a bundle holds: layers, formats, errors, sizes",
+    "diff": "compare two bundles: layers, sizes, errors, options, outputs",
+    "report": "write an HTML page, JUnit, Markdown or SARIF about bundles",
     "bench": "measure latency, load time and peak memory of a bundle",
     "generate": "let a language model continue or answer a text",
     "evaluate": "compare a language model with its original on a text",

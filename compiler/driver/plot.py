@@ -10,10 +10,53 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 640, 420
 LEFT, RIGHT, TOP, BOTTOM = 82, 24, 44, 52
 COLOURS = ("#1f6fb2", "#c2571a", "#3a8f4d")
-_STYLE = "font-family='sans-serif' font-size='12' fill='#333'"
 _LARGE = 1000
 _DECADES = 3
 """Beyond so many, only powers of ten are marked."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Sizes and colours; the default is that of a file of its own.
+
+    Args:
+        width: Of the picture.
+        height: Of the picture.
+        ink: Of texts.
+        grid: Of lines.
+        ground: Behind it; nothing for what the page has.
+        colours: Of series.
+    """
+
+    width: int = WIDTH
+    height: int = HEIGHT
+    ink: str = "#333"
+    grid: str = "#ddd"
+    ground: str = "white"
+    colours: tuple[str, ...] = COLOURS
+
+    def across(self, share: float) -> float:
+        """Return where a share of the x axis is."""
+        return round(LEFT + (self.width - LEFT - RIGHT) * share, 1)
+
+    def up(self, share: float) -> float:
+        """Return where a share of the y axis is."""
+        return round(self.height - BOTTOM - (self.height - TOP - BOTTOM) * share, 1)
+
+    def picture(self, title: str, parts: Sequence[str]) -> str:
+        """Return the whole of it, its title as what a screen reader says."""
+        size = (
+            f"width='{self.width}' height='{self.height}' viewBox='0 0 {self.width} {self.height}'"
+        )
+        said = f"role='img' aria-label='{html.escape(title)}'"
+        style = f"font-family='sans-serif' font-size='12' fill='{self.ink}'"
+        head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} {said} {style}>"
+        ground = f"<rect width='100%' height='100%' fill='{self.ground}'/>" if self.ground else ""
+        heading = _text(LEFT, TOP - 20, title, "start")
+        return "\n".join(filter(None, [head, ground, heading, *parts, "</svg>\n"]))
+
+
+FILE_LOOK = Look()
 
 
 @dataclass(frozen=True)
@@ -75,7 +118,15 @@ class Series:
     joined: bool = False
 
 
-def svg(title: str, x: Axis, y: Axis, series: Sequence[Series], *, diagonal: bool = False) -> str:
+def svg(
+    title: str,
+    x: Axis,
+    y: Axis,
+    series: Sequence[Series],
+    *,
+    diagonal: bool = False,
+    look: Look = FILE_LOOK,
+) -> str:
     """Return a picture.
 
     Args:
@@ -84,17 +135,44 @@ def svg(title: str, x: Axis, y: Axis, series: Sequence[Series], *, diagonal: boo
         y: The axis upwards.
         series: In the order in which they are drawn.
         diagonal: Whether a line marks where x and y are equal.
-    """
-    parts = [*_grid(x, y), _text(LEFT, TOP - 20, title, "start")]
+        look: Its sizes and colours.
+    """  # fmt: skip
+    parts = _grid(x, y, look)
     if diagonal:
-        parts.append(_diagonal(x, y))
+        parts.append(_diagonal(x, y, look))
     for number, one in enumerate(series):
-        parts += _marks(one, x, y, COLOURS[number % len(COLOURS)])
+        colour = look.colours[number % len(look.colours)]
+        parts += _marks(one, x, y, colour, look)
         if one.name:
-            parts += _legend(number, one.name)
-    size = f"width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
-    head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} {_STYLE}>"
-    return "\n".join([head, "<rect width='100%' height='100%' fill='white'/>", *parts, "</svg>\n"])
+            parts += _legend(number, one.name, colour, look)
+    return look.picture(title, parts)
+
+
+def histogram(
+    title: str, label: str, edges: Sequence[float], counts: Sequence[int], look: Look
+) -> str:
+    """Return how many values lie between neighbouring edges.
+
+    Args:
+        title: Above it.
+        label: Of the values.
+        edges: Growing, one more than there are counts.
+        counts: Of values between two edges.
+        look: Its sizes and colours.
+    """
+    x, y = Axis(label, edges), Axis("", [0, max(counts)])
+    ground = look.up(y.place(0))
+    parts = _grid(x, y, look)
+    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        left, right, top = (
+            look.across(x.place(low)),
+            look.across(x.place(high)),
+            look.up(y.place(count)),
+        )
+        place = f"x='{left}' y='{top}' width='{right - left - 1:.1f}' height='{ground - top:.1f}'"
+        said = html.escape(f"{_number(low)} to {_number(high)}: {count:,}")
+        parts.append(f"<rect {place} fill='{look.colours[0]}'><title>{said}</title></rect>")
+    return look.picture(title, parts)
 
 
 def page(title: str, picture: str, table: Sequence[Sequence[str]]) -> str:
@@ -122,38 +200,30 @@ def page(title: str, picture: str, table: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _across(share: float) -> float:
-    return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 1)
-
-
-def _up(share: float) -> float:
-    return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
-
-
-def _grid(x: Axis, y: Axis) -> list[str]:
+def _grid(x: Axis, y: Axis, look: Look) -> list[str]:
     found = []
     for value in x.ticks():
-        at = _across(x.place(value))
-        found.append(_line(at, _up(0), at, _up(1), "#ddd"))
-        found.append(_text(at, HEIGHT - BOTTOM + 18, _number(value), "middle"))
+        at = look.across(x.place(value))
+        found.append(_line(at, look.up(0), at, look.up(1), look.grid))
+        found.append(_text(at, look.height - BOTTOM + 18, _number(value), "middle"))
     for value in y.ticks():
-        at = _up(y.place(value))
-        found.append(_line(_across(0), at, _across(1), at, "#ddd"))
+        at = look.up(y.place(value))
+        found.append(_line(look.across(0), at, look.across(1), at, look.grid))
         found.append(_text(LEFT - 6, at + 4, _number(value), "end"))
-    found.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, x.label, "middle"))
+    found.append(_text((LEFT + look.width - RIGHT) / 2, look.height - 12, x.label, "middle"))
     found.append(_text(LEFT, TOP - 4, y.label, "start"))
     return found
 
 
-def _diagonal(x: Axis, y: Axis) -> str:
+def _diagonal(x: Axis, y: Axis, look: Look) -> str:
     low = max(min(x.values), min(y.values))
     high = min(max(x.values), max(y.values))
-    ends = [(_across(x.place(value)), _up(y.place(value))) for value in (low, high)]
+    ends = [(look.across(x.place(value)), look.up(y.place(value))) for value in (low, high)]
     return _line(*ends[0], *ends[1], "#999")
 
 
-def _marks(series: Series, x: Axis, y: Axis, colour: str) -> list[str]:
-    places = [(_across(x.place(a)), _up(y.place(b))) for a, b in series.points]
+def _marks(series: Series, x: Axis, y: Axis, colour: str, look: Look) -> list[str]:
+    places = [(look.across(x.place(a)), look.up(y.place(b))) for a, b in series.points]
     found = []
     if series.joined:
         corners = " ".join(f"{a},{b}" for a, b in places)
@@ -165,12 +235,11 @@ def _marks(series: Series, x: Axis, y: Axis, colour: str) -> list[str]:
     return found
 
 
-def _legend(number: int, name: str) -> list[str]:
+def _legend(number: int, name: str, colour: str, look: Look) -> list[str]:
     at = TOP + 16 + 18 * number
-    colour = COLOURS[number % len(COLOURS)]
     return [
-        f"<circle cx='{WIDTH - RIGHT - 12}' cy='{at}' r='4' fill='{colour}'/>",
-        _text(WIDTH - RIGHT - 22, at + 4, name, "end"),
+        f"<circle cx='{look.width - RIGHT - 12}' cy='{at}' r='4' fill='{colour}'/>",
+        _text(look.width - RIGHT - 22, at + 4, name, "end"),
     ]
 
 

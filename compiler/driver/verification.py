@@ -42,6 +42,8 @@ def verify(work: Build, stage: Path, emitted: Emitted) -> Manifest:
     names = [o.name for o in emitter.outputs(work.graph)]
     found = dict(zip(names, (engine[n].numpy() for n in work.graph.outputs), strict=True))
     save_arrays(stage / "vectors" / "outputs.npz", found)
+    floats = (reference[n].numpy() for n in work.graph.outputs)
+    save_arrays(stage / "vectors" / "reference.npz", dict(zip(names, floats, strict=True)))
     limit = _vector_limit(exported, quantized)
     emitter.companions(work.quantized, stage, work.target.order(work.source.name), limit)
     errors = {

@@ -39,7 +39,8 @@ def test_build_is_the_default_verb(here: Path, ok: Callable[..., str]) -> None:
     assert "all passed" in text
     names = sorted(p.name for p in (here / "tiny.qc").rglob("*"))
     assert names == [
-        "inputs.npz", "manifest.json", "model.onnx", "outputs.npz", "run.pyz", "vectors",
+        "inputs.npz", "manifest.json", "model.onnx", "outputs.npz", "reference.npz", "run.pyz",
+        "vectors",
     ]  # fmt: skip
     assert sorted(p.name for p in here.iterdir()) == ["tiny.py", "tiny.qc"]
 
@@ -139,7 +140,7 @@ def test_dump_ir(here: Path, ok: Callable[..., str]) -> None:
 def test_verify(built: Path, run: Run, ok: Callable[..., str]) -> None:
     text = ok("verify", built)
     assert "FAILED" not in text
-    assert "4 files as in the manifest" in text
+    assert "5 files as in the manifest" in text
     against = ok("verify", built, "--against", built.parent / "tiny.py")
     assert "the model it was built from" in against
     assert "PyTorch: output" in against
