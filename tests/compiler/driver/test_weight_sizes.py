@@ -109,10 +109,17 @@ def test_a_limit_of_damage_is_kept_too(compiled: list[Plan]) -> None:
 
 
 def test_limits_that_no_plan_keeps_together(compiled: list[Plan]) -> None:
+    """By prediction; and by prediction one does, but its artifact has kernels besides."""
     given = problem(1)
-    size = artifact(given, dict.fromkeys(given.damages, "int4"))
-    with pytest.raises(BudgetError, match=rf"no plan keeps .*--max-size {size + 10:,}"):
-        weight_sizes.settled(work_on(given, size + 10), given, 1e-9)
+    eight = dict.fromkeys(given.damages, "int8")
+    limit, cap = artifact(given, eight) - KERNEL, damage(given, eight)
+
+    with pytest.raises(BudgetError, match="with the other limits kept, --max-size would have to"):
+        weight_sizes.settled(work_on(given, limit - 2 * KERNEL), given, cap)
+    assert not compiled
+    said = rf"no plan keeps --max-size {limit:,} and .* nearest has {limit + KERNEL:,} bytes"
+    with pytest.raises(BudgetError, match=said):
+        weight_sizes.settled(work_on(given, limit), given, cap)
 
 
 def test_without_a_size_the_bytes_are_measured_once(compiled: list[Plan]) -> None:
