@@ -60,8 +60,8 @@ def forget(project: Any) -> None:
 def test_a_few_kills(small_project: Any) -> None:
     clean, seconds = clean_result(small_project)
     dice = random.Random(7)
-    for _ in range(3):
-        kill_once(small_project, dice.uniform(0.1, 0.9) * seconds)
+    for _ in range(2):
+        kill_once(small_project, dice.uniform(0.2, 0.9) * seconds)
         check_whole(small_project)
     check_clean(small_project, clean)
 
