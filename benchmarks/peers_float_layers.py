@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from float_vision import OPSET, strip_metadata
 from measure_int8 import top1
 from peers_coreml import INPUT
 
@@ -69,6 +70,20 @@ def tuned_options() -> dict[str, Any]:
         activations_quantization_params=QuantizationParameters(per_channel=False),
     )
     return {"preset": QuantizationPreset.MIXED, "advanced_quantization_parameters": advanced}
+
+
+def export_module(module: Any, shape: tuple[int, ...], output: Path) -> None:
+    """Write a network as one ONNX file with a free batch, as ``float_vision.export`` does."""
+    import onnx
+    import torch
+
+    program = torch.onnx.export(
+        module, (torch.zeros(shape),), dynamo=True, input_names=[INPUT], output_names=["logits"],
+        dynamic_shapes=[{0: torch.export.Dim("batch")}], opset_version=OPSET, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    strip_metadata(program.model_proto)
+    onnx.save(program.model_proto, output)
 
 
 def logits(model: Path | bytes, images: np.ndarray) -> np.ndarray:
