@@ -50,6 +50,8 @@ class Emitter(RunningCosts, ABC):
     """For whom it emits if the user names the format as the target."""
     has_objects: ClassVar[bool] = False
     """Whether an artifact is linked from objects that a user may want."""
+    reloads: ClassVar[bool] = True
+    """Whether one process can load a second artifact in the place of a first."""
     takes_checkpoints: ClassVar[bool] = False
     """Whether it stores language models, from their directories, and nothing else."""
 

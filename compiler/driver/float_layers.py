@@ -93,6 +93,8 @@ class FloatLayers:
 
 def applies(work: Build) -> bool:
     """Return whether layers may stay float for a limit of quality: integer arithmetic, no plan."""
+    if not work.target.emitter.reloads:
+        return False
     scheme, options = work.target.scheme, work.options
     is_integer = scheme.weight is not None and scheme.activation is not None
     return is_integer and options.gated and not options.plans and work.source.checkpoint is None

@@ -54,6 +54,7 @@ class TvmEmitter(Emitter):
     name = "tvm"
     description = "a library compiled by TVM, with a C++ runtime"
     has_objects = True
+    reloads = False  # the linker gives the library that it has under this path
 
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS

@@ -182,13 +182,23 @@ def test_what_the_user_ignores_stays_float_besides(source: Source, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "precision"), [("apple-m4", "w8a8"), ("tvm", "int8")])
-def test_other_formats(source: Source, target: str, precision: str, tmp_path: Path) -> None:
-    pytest.importorskip("tvm" if target == "tvm" else "coremltools")
-    bundle = build(source, tmp_path / "a.qc", options(target, precision=precision, max_drop=DROP))
+def test_core_ml(source: Source, tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    given = options("apple-m4", precision="w8a8", max_drop=DROP)
+    bundle = build(source, tmp_path / "a.qc", given)
 
     assert bundle.passed
     assert {row["layer"] for row in bundle.manifest.plan["float_layers"]} <= PAIR
+
+
+@pytest.mark.slow
+def test_a_library_is_gated_as_it_is(source: Source, tmp_path: Path) -> None:
+    """A second library at the first one's path would be judged by the first, which stays loaded."""
+    pytest.importorskip("tvm")
+    with pytest.raises(GateError, match="top1 fell by") as caught:
+        build(source, tmp_path / "a.qc", options("tvm", max_drop=DROP))
+
+    assert caught.value.bundle.manifest.plan == {}  # type: ignore[union-attr]
 
 
 def test_a_limit_that_no_integer_layer_keeps(source: Source, tmp_path: Path) -> None:
