@@ -52,9 +52,7 @@ int8_vision.md), so that no layer would have to stay float."""
 ON_MOVED = """\
 A made-up case: the small network of moved_channel.py, trained on synthetic images, in which a channel lies
 1,000 away from the others at one value, so that int8 loses them there: MobileNetV2 and ResNet-20 lose at
-most 0.12 points of top-1 in int8 (int8_vision.md). The limit is of top-1 on the validation images.
-NNCF reverts one convolution, the reader of that value; ONNX Runtime then has no codes for the output of
-the convolution before it, nor for GELU, and computes more layers in float than NNCF reverted."""
+most 0.12 points of top-1 in int8 (int8_vision.md). The limit is of top-1 on the validation images."""
 NOTES = """\
 qcompile: `-p int8 --max-drop LIMIT`. NNCF: `quantize_with_accuracy_control`, by its defaults and with the
 options that were best in ONNX Runtime (`tuned`, as in int8_vision.md). Calibration: {calibration:,} images;
