@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure_int8 import top1
+from float_vision import OPSET, strip_metadata
 from peers_coreml import INPUT
 
 BATCH = 250
@@ -41,9 +41,10 @@ def accuracy_control(
     import nncf
     import onnx
 
-    def validate(model: Any, items: Iterable[Item]) -> tuple[float, None]:
+    def validate(model: Any, items: Iterable[Item]) -> tuple[float, list[float]]:
         images, wanted = (np.stack(part) for part in zip(*items, strict=True))
-        return top1(logits(model.SerializeToString(), images), wanted), None
+        right = logits(model.SerializeToString(), images).argmax(1) == wanted
+        return 100 * float(right.mean()), (100.0 * right).tolist()
 
     found = nncf.quantize_with_accuracy_control(
         onnx.load(float_model),
@@ -69,6 +70,20 @@ def tuned_options() -> dict[str, Any]:
         activations_quantization_params=QuantizationParameters(per_channel=False),
     )
     return {"preset": QuantizationPreset.MIXED, "advanced_quantization_parameters": advanced}
+
+
+def export_module(module: Any, shape: tuple[int, ...], output: Path) -> None:
+    """Write a network as one ONNX file with a free batch, as ``float_vision.export`` does."""
+    import onnx
+    import torch
+
+    program = torch.onnx.export(
+        module, (torch.zeros(shape),), dynamo=True, input_names=[INPUT], output_names=["logits"],
+        dynamic_shapes=[{0: torch.export.Dim("batch")}], opset_version=OPSET, verbose=False,
+    )  # fmt: skip
+    assert program is not None
+    strip_metadata(program.model_proto)
+    onnx.save(program.model_proto, output)
 
 
 def logits(model: Path | bytes, images: np.ndarray) -> np.ndarray:

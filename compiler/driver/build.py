@@ -280,7 +280,7 @@ def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest) -> Bund
     rejected = folder.with_name(f"{folder.name}.rejected")
     write.publish(stage, rejected)
     raise GateError(
-        f"{'; '.join(bundle.failures)}; the bundle is kept as {rejected}",
+        f"{'; '.join(bundle.failures)}{float_layers.said(work)}; the bundle is kept as {rejected}",
         Bundle(rejected, manifest, work.seconds),
     )
 

@@ -31,6 +31,7 @@ from qcompile.targets.options import DEFAULT_ACTIVATIONS
 if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
 
+STAGE = "float layers"
 SAMPLES = 256
 """Of the calibration data on which costs are measured."""
 SEVERAL = 4
@@ -123,7 +124,7 @@ def repair(work: Build, manifest: Manifest) -> bool:
     known = failed.keys() <= {"min-sqnr", "max-drop"}
     if not failed or not known or work.prepared is None or not applies(work):
         return False
-    with work.stage("float layers"):
+    with work.stage(STAGE):
         return _more(work, work.prepared, failed)
 
 
@@ -136,10 +137,6 @@ def _more(work: Build, prepared: Prepared, failed: Mapping[str, float]) -> bool:
         _tighten(search, failed)
     found = smallest(search, least) if search.builds < ROUNDS else None
     if found is None:
-        if search.builds == 1:
-            work.progress.note(
-                "no layer can be left in integers within these limits: -p fp32 or fp16 may keep them"
-            )
         return False
     search.kept, search.builds, work.float_search = found, search.builds + 1, search
     return True
@@ -193,6 +190,13 @@ def _one_fewer(search: FloatLayers, found: Layers) -> Layers | None:
     cheapest = sorted(found, key=lambda n: (costs[n], n))[:SEVERAL]
     others += [found - {name} for name in cheapest]
     return next((other for other in dict.fromkeys(others) if search.keeps(other)), None)
+
+
+def said(work: Build) -> str:
+    """Return what a user should know of a search that found nothing: a clause, or nothing."""
+    if STAGE not in work.seconds or work.float_search is not None:
+        return ""
+    return "; with layers in float it is missed as long as any is in integers"
 
 
 def record(work: Build) -> None:

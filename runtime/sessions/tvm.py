@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class Engine:
         self._gpu = _gpu(tvm) if options.get("device") == "cuda" else None
         devices = tvm.cpu() if self._gpu is None else [self._gpu, tvm.cpu()]
         try:
-            machine = VirtualMachine(tvm.runtime.load_module(str(artifact)), devices)
+            machine = VirtualMachine(_library(tvm, artifact), devices)
             self._main = machine["main"]
         except Exception as error:
             reason = (str(error).splitlines() or ["no reason given"])[-1]
@@ -61,6 +62,17 @@ class Engine:
 
     def _on_gpu(self, value: Any) -> Any:
         return self._copy(value, self._gpu)
+
+
+def _library(tvm: Any, artifact: Path) -> Any:
+    """Load a library under a name that no other had.
+
+    The linker knows libraries by path: a new one in the place of one that is loaded would be that one again.
+    """
+    with TemporaryDirectory(prefix="qcompile-") as folder:
+        own = Path(folder) / artifact.name
+        own.symlink_to(artifact.absolute())
+        return tvm.runtime.load_module(str(own))
 
 
 def _gpu(tvm: Any) -> Any:

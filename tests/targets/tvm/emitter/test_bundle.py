@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import qcompile
 from qcompile.runtime.vectors import read_arrays, save_arrays
@@ -95,3 +96,21 @@ def test_equal_bytes_from_two_processes(bundle: qcompile.Bundle, tmp_path: Path)
         data = (folder / "tiny.qc" / "model.so").read_bytes()
         found.add(hashlib.sha256(data).hexdigest())
     assert len(found) == 1
+
+
+def test_a_library_in_the_place_of_another_is_the_new_one(tmp_path: Path) -> None:
+    """The first stays loaded while the second is built where it was."""
+    x = np.ones((2, 4), np.float32)
+    found = []
+    sessions = []
+    for factor in (1.0, 3.0):
+        layer = torch.nn.Linear(4, 2, bias=False).eval()
+        torch.nn.init.constant_(layer.weight, factor)
+        example = {"x": torch.from_numpy(x)}
+        options = {"target": "host", "format": "tvm", "precision": "fp32", "force": True}
+        bundle = qcompile.compile(layer, example, output=tmp_path / "a.qc", **options)
+        sessions.append(qcompile.load(bundle.path))
+        found.append(next(iter(sessions[-1].run({"x": x}).values())))
+
+    np.testing.assert_allclose(found[0], np.full((2, 2), 4.0))
+    np.testing.assert_allclose(found[1], np.full((2, 2), 12.0))
