@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,10 @@ _FLAGS = {
     **{"neon": "asimd", "dotprod": "asimddp", "fullfp16": "asimdhp"},
 }
 """Linux's words in /proc/cpuinfo for LLVM's, where they differ."""
+
+
+_loaded: dict[Path, tuple[int, int]] = {}
+"""Which file was at a path when it was first loaded: device and inode."""
 
 
 class Engine:
@@ -65,14 +70,16 @@ class Engine:
 
 
 def _library(tvm: Any, artifact: Path) -> Any:
-    """Load a library under a name that no other had.
+    """Load a library; one in the place of another that this process has loaded, from a copy.
 
-    The linker knows libraries by path: a new one in the place of one that is loaded would be that one again.
+    The linker knows libraries by path, and would give the other one again.
     """
+    status = artifact.stat()
+    file = status.st_dev, status.st_ino
+    if _loaded.setdefault(artifact.resolve(), file) == file:
+        return tvm.runtime.load_module(str(artifact))
     with TemporaryDirectory(prefix="qcompile-") as folder:
-        own = Path(folder) / artifact.name
-        own.symlink_to(artifact.absolute())
-        return tvm.runtime.load_module(str(own))
+        return tvm.runtime.load_module(shutil.copy(artifact, folder))
 
 
 def _gpu(tvm: Any) -> Any:

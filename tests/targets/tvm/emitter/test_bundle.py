@@ -106,11 +106,11 @@ def test_a_library_in_the_place_of_another_is_the_new_one(tmp_path: Path) -> Non
     for factor in (1.0, 3.0):
         layer = torch.nn.Linear(4, 2, bias=False).eval()
         torch.nn.init.constant_(layer.weight, factor)
-        example = {"x": torch.from_numpy(x)}
+        example = {"input": torch.from_numpy(x)}
         options = {"target": "host", "format": "tvm", "precision": "fp32", "force": True}
         bundle = qcompile.compile(layer, example, output=tmp_path / "a.qc", **options)
         sessions.append(qcompile.load(bundle.path))
-        found.append(next(iter(sessions[-1].run({"x": x}).values())))
+        found.append(next(iter(sessions[-1].run({"input": x}).values())))
 
     np.testing.assert_allclose(found[0], np.full((2, 2), 4.0))
     np.testing.assert_allclose(found[1], np.full((2, 2), 12.0))
