@@ -44,7 +44,8 @@ NOTES = """\
 Random weights in Llama-3.2-1B's shape: hidden 2048, ffn 8192, 32 heads, 8 of keys and values, tied
 embeddings, but a vocabulary of 32,000 in place of 128,256. `-p q4_k_m --rounding gptq` on {tokens:,}
 tokens in sequences of {length}: foldings, error feedback into the K-quants, verification. Own memory is
-what is no page cache; the peak RSS counts mapped files too.
+what is no page cache; the peak RSS counts mapped files too. Seconds depend on what else the machine does:
+CPU seconds say what a layer takes.
 """
 Row = dict[str, Any]
 
