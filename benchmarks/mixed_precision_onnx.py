@@ -32,6 +32,7 @@ from qcompile.compiler.driver.build import build
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.target import resolve
 from qcompile.compiler.driver.weight_plans import early_choices, planned_target
+from qcompile.targets.onnx.export import OPSET
 from qcompile.targets.options import BlockOptions
 
 UNIFORM = ("int8", "int4", "int4-per-channel", "int2", "int2-per-channel")
@@ -42,7 +43,7 @@ NOTES = """\
 Weights alone are in codes; arithmetic is in float32. Uniform formats of qcompile pin every weight with
 `--tensor-type .=FORMAT`: int8 with a scale a channel, int4 and int2 (with a zero point) with a scale for 32
 input channels, or for all. They and plans are rounded alike, with the 512 calibration images. NNCF's
-`compress_weights` knows no format for convolutions; its rows show what it leaves. A plan `mixed, N bytes` is
+`compress_weights` stores convolutions so that ONNX Runtime does not run them. A plan `mixed, N bytes` is
 `--max-size N`, with N the bytes of a uniform model; `mixed, top-1` is `--optimize size --max-drop 0.5`, whose
 `evaluate` are other test images than those of this table. All models run in ONNX Runtime. Agreement and KL
 divergence are with the float32 model in PyTorch. Seconds are of one run on a shared machine, with
@@ -83,13 +84,15 @@ def build_nncf(mode: str, float_model: Path, inputs: Inputs) -> Built:
     """Compress the float model with NNCF."""
     import nncf
     import onnx
+    import onnx.version_converter
 
     output = inputs.folder / f"nncf {mode}.onnx"
 
     def compress() -> None:
         wanted = getattr(nncf.CompressWeightsMode, mode)
         more = {"all_layers": True, "ratio": 1.0, "group_size": -1} if "INT4" in mode else {}
-        onnx.save(nncf.compress_weights(onnx.load(float_model), wanted, **more), output)
+        model = onnx.version_converter.convert_version(onnx.load(float_model), OPSET)
+        onnx.save(nncf.compress_weights(model, mode=wanted, **more), output)
 
     return Built(mode, "nncf", output, timed(compress))
 
