@@ -14,7 +14,7 @@ import torch
 from coreml_vision import Inputs, prepare
 from float_vision import MODELS, load_images
 from measure_int8 import top1
-from pages import command_parser
+from pages import command_parser, publish, working_folder
 from peers_coreml import INPUT
 from runs import Run, eager
 
@@ -41,6 +41,18 @@ def parse(description: str | None, arguments: list[str]) -> argparse.Namespace:
     add("--keep", type=Path, help="leave the artifacts in KEEP/")
     add("--output", type=Path, help="FILE.md")
     return parser.parse_args(arguments)
+
+
+def run(
+    description: str | None,
+    benchmark: Callable[[argparse.Namespace, Path], str],
+    arguments: list[str],
+) -> int:
+    """Read the command line, run a benchmark in its folder, and publish the page that it returns."""
+    options = parse(description, arguments)
+    with working_folder(options.keep) as folder:
+        publish(benchmark(options, folder), options.output)
+    return 0
 
 
 def prepared(options: argparse.Namespace, folder: Path) -> tuple[Inputs, Test]:

@@ -19,8 +19,8 @@ from typing import Any
 from coreml_vision import FORMATS, TARGET, Artifact, Inputs, build_peer, timed
 from measure_coreml import interpreted, package_bytes
 from measure_int8 import top1
-from mixed_inputs import Test, bundle_folder, formats_of, logits, parse, prepared
-from pages import command_line, publish, tell, working_folder
+from mixed_inputs import Test, bundle_folder, formats_of, logits, prepared, run
+from pages import command_line, tell
 from peers_coreml import INPUT, PEERS
 from report_mixed import MIXED, OURS, POINTS, Row, environment, page, row
 
@@ -108,13 +108,5 @@ def _with(test: Test, built: tuple[Artifact, str]) -> tuple[Artifact, Test, str]
     return built[0], test, built[1]
 
 
-def main(arguments: list[str]) -> int:
-    """Run the benchmark."""
-    options = parse(__doc__, arguments)
-    with working_folder(options.keep) as folder:
-        publish(benchmark(options, folder), options.output)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(__doc__, benchmark, sys.argv[1:]))

@@ -21,8 +21,8 @@ from typing import Any
 from coreml_vision import Inputs, timed
 from float_vision import export
 from measure_int8 import logits_of, top1
-from mixed_inputs import Test, bundle_folder, formats_of, parse, prepared
-from pages import command_line, publish, tell, working_folder
+from mixed_inputs import Test, bundle_folder, formats_of, prepared, run
+from pages import command_line, tell
 from peers_coreml import INPUT
 from report_mixed import MIXED, OURS, POINTS, Row, environment, page, row
 
@@ -153,13 +153,5 @@ def benchmark(options: argparse.Namespace, folder: Path) -> str:
     return page(title, notes, rows, top1(test.reference, test.labels), sizes, facts)
 
 
-def main(arguments: list[str]) -> int:
-    """Run the benchmark."""
-    options = parse(__doc__, arguments)
-    with working_folder(options.keep) as folder:
-        publish(benchmark(options, folder), options.output)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(__doc__, benchmark, sys.argv[1:]))

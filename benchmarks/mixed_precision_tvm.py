@@ -22,8 +22,8 @@ import numpy as np
 from coreml_vision import Inputs, timed
 from measure_int8 import top1
 from measure_tvm import medians_us, session_run
-from mixed_inputs import Test, bundle_folder, formats_of, logits, parse, prepared
-from pages import command_line, publish, tell, working_folder
+from mixed_inputs import Test, bundle_folder, formats_of, logits, prepared, run
+from pages import command_line, tell
 from peers_coreml import INPUT
 from report_mixed import MIXED, OURS, POINTS, Row, environment, page, row
 
@@ -104,13 +104,5 @@ def benchmark(options: argparse.Namespace, folder: Path) -> str:
     return text + "\n".join([*latency(found, test.images[:1]), ""])
 
 
-def main(arguments: list[str]) -> int:
-    """Run the benchmark."""
-    options = parse(__doc__, arguments)
-    with working_folder(options.keep) as folder:
-        publish(benchmark(options, folder), options.output)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(__doc__, benchmark, sys.argv[1:]))

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from qcompile.compiler.driver import BuildOptions, Bundle, build
-from qcompile.compiler.frontend.load import Source
+from qcompile.compiler.frontend.load import Source, from_module
 
 TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. " * 40
 Calibrated = Callable[..., BuildOptions]
+
+
+@pytest.fixture(scope="session")
+def with_top1() -> Callable[[nn.Module, torch.Tensor], Source]:
+    """Give ``with_top1(module, images)``: the model, judged by the classes that it names itself."""
+
+    def make(module: nn.Module, x: torch.Tensor) -> Source:
+        with torch.no_grad():
+            labels = module(x).argmax(1).numpy()
+
+        def evaluate(predict: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, float]:
+            logits = next(iter(predict({"image": x.numpy()}).values()))
+            return {"top1": 100.0 * float((logits.argmax(1) == labels).mean())}
+
+        shapes = {"image": {0: torch.export.Dim("batch", min=1, max=256)}}
+        made = from_module(module, {"image": x[:2]}, dynamic_shapes=shapes, name="net")
+        return replace(made, evaluate=evaluate)
+
+    return make
 
 
 @pytest.fixture(scope="session")

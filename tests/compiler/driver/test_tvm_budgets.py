@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from qcompile.compiler.driver import BuildOptions as Options
 from qcompile.compiler.driver import Bundle, build, planning
 from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.driver.front import front
-from qcompile.compiler.frontend.load import Source, from_module
+from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.errors import BudgetError, TargetError
 from qcompile.targets.options import BlockOptions
 from qcompile.targets.tvm import libraries
@@ -55,18 +54,8 @@ def images(count: int, seed: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
-    module, x = Network().eval(), images(64, 2)
-    with torch.no_grad():
-        labels = module(x).argmax(1)
-
-    def evaluate(predict: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, float]:
-        logits = next(iter(predict({"image": x.numpy()}).values()))
-        return {"top1": 100.0 * float((logits.argmax(1) == labels.numpy()).mean())}
-
-    shapes = {"image": {0: torch.export.Dim("batch", min=1, max=256)}}
-    made = from_module(module, {"image": x[:2]}, dynamic_shapes=shapes, name="net")
-    return replace(made, evaluate=evaluate)
+def source(with_top1: Callable[[nn.Module, torch.Tensor], Source]) -> Source:
+    return with_top1(Network().eval(), images(64, 2))
 
 
 def options(target: str = "tvm", **changes: Any) -> Options:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,8 @@ class Network(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
-    module, x = Network().eval(), images(128, 2)
-    with torch.no_grad():
-        labels = module(x).argmax(1)
-
-    def evaluate(predict: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, float]:
-        logits = next(iter(predict({"image": x.numpy()}).values()))
-        return {"top1": 100.0 * float((logits.argmax(1) == labels.numpy()).mean())}
-
-    shapes = {"image": {0: torch.export.Dim("batch", min=1, max=256)}}
-    made = from_module(module, {"image": x[:2]}, dynamic_shapes=shapes, name="net")
-    return replace(made, evaluate=evaluate)
+def source(with_top1: Callable[[nn.Module, torch.Tensor], Source]) -> Source:
+    return with_top1(Network().eval(), images(128, 2))
 
 
 def options(target: str, **changes: Any) -> Options:
