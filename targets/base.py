@@ -173,6 +173,9 @@ class Emitter(RunningCosts, ABC):
                 f"{self.name} has nothing to tune: leave out --tune and --tune-database, or use --format tvm"
             )
 
+    def preload(self) -> None:
+        """Import the packages that emitting takes, so that processes forked from this one have them."""
+
     @abstractmethod
     def check(self, graph: Graph, device: Device) -> None:
         """Raise ``UnsupportedError`` with all that cannot be stored, before any costly work."""

@@ -67,5 +67,6 @@ def quantized(recipe: Recipe, ops: IntegerOps) -> list[Pass]:
             min_layer_sqnr_db=MIN_SQNR_DB if recipe.formats is None else -math.inf,
             max_bytes=recipe.max_bytes,
             on_progress=recipe.on_progress,
+            stages=recipe.stages,
         ),
     ]

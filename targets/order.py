@@ -10,6 +10,7 @@ from typing import Any
 from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.palette import PaletteSpec
 from qcompile.compiler.ir.quant import FloatSpec, QuantSpec, WeightSpec
+from qcompile.compiler.stages.cache import NO_CACHE, StageCache
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.quantization.records import QuantizationLog
 from qcompile.targets.device import Device
@@ -51,6 +52,7 @@ class Order:
         on_tuning: Told the share that is measured, and lines that say what was found.
         checkpoint: Where a language model came from.
         blocks: What the user says about weights in blocks.
+        stages: Where the emitter finds what was converted before, and leaves what it converts.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Order:
     checkpoint: Checkpoint | None = None
     blocks: BlockOptions = NO_BLOCK_OPTIONS
     on_tuning: Callable[[float, Sequence[str]], None] = field(default=lambda share, lines: None)
+    stages: StageCache = NO_CACHE
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Recipe:
         work: Folder for what is done and need not be in memory.
         formats: Of a plan, by the weight's name; weights that it does not name stay float. ``None`` where all
             have the scheme's.
+        stages: Where passes find what was computed before, and leave what they compute.
     """
 
     scheme: Scheme
@@ -93,6 +97,7 @@ class Recipe:
     blocks: BlockOptions = NO_BLOCK_OPTIONS
     work: Path = Path()
     formats: Mapping[str, WeightSpec | FloatSpec] | None = None
+    stages: StageCache = NO_CACHE
 
 
 @dataclass(frozen=True)

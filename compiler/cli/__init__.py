@@ -15,6 +15,7 @@ VERBS = {
     "check": "check qcompile.toml and print the plan of its builds",
     "init": "write a qcompile.toml",
     "schema": "print the JSON schema of qcompile.toml, for editors",
+    "cache": "show what builds keep for each other, or remove some of it",
     "verify": "check a bundle: files, test vectors, and against its model",
     "inspect": "show what a bundle holds: layers, formats, errors, sizes",
     "diff": "compare two bundles: layers, sizes, errors, options, outputs",

@@ -9,7 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from qcompile.compiler.cli.cache import cache_of, cache_options, default_folder
 from qcompile.compiler.cli.common import Size, print_json, progress_display, reports_errors
+from qcompile.compiler.stages.options import CacheOptions
 
 
 def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
@@ -122,9 +124,11 @@ class TensorType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--dump-ir", type=click.Path(path_type=Path), metavar="DIR",
               help="Write the graph after each pass.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a bundle that is there; without MODEL: all.")
+@cache_options
 @reports_errors
 def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs: int, locked: bool,
-            force: bool, as_json: bool, **given: Any) -> None:  # fmt: skip
+            force: bool, cache_dir: Path | None, cache_size: int, no_cache: bool, as_json: bool,
+            **given: Any) -> None:  # fmt: skip
     """Compile MODEL into a bundle, or build what changed of qcompile.toml.
 
     MODEL is a model file, package.module:factory, a .pt2 program, or a language model's Hugging Face
@@ -135,13 +139,15 @@ def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs:
         if given["target"] is None:
             missing = "Missing option '-t' / '--target' / '--device'."
             raise click.UsageError(missing, click.get_current_context())
-        _build(model, force=force, as_json=as_json, **given)
+        cache = cache_of(cache_dir, cache_size, no_cache, default=None)
+        _build(model, force=force, cache=cache, as_json=as_json, **given)
         return
     from qcompile.compiler.cli import matrix
 
     _refuse([name for name in given if name != "model"], "is for a single MODEL: give one, or write it "
             "into qcompile.toml")  # fmt: skip
-    matrix.build(config, only, jobs=jobs, locked=locked, force=force, as_json=as_json)
+    cache = cache_of(cache_dir, cache_size, no_cache, default=default_folder())
+    matrix.build(config, only, jobs=jobs, locked=locked, force=force, cache=cache, as_json=as_json)
 
 
 def _refuse(names: Iterable[str], why: str) -> None:
@@ -158,7 +164,7 @@ def _refuse(names: Iterable[str], why: str) -> None:
 
 
 def _build(model: str, output: Path | None, dry_run: bool, pareto: bool, plot: Path | None, force: bool,
-           as_json: bool, **given: Any) -> None:  # fmt: skip
+           cache: CacheOptions, as_json: bool, **given: Any) -> None:  # fmt: skip
     from qcompile.compiler.cli import show
     from qcompile.compiler.driver import build
     from qcompile.compiler.driver import dry_run as plan
@@ -183,7 +189,8 @@ def _build(model: str, output: Path | None, dry_run: bool, pareto: bool, plot: P
             found = plan(source, options)
         else:
             folder = output or Path(f"{source.name}.qc")
-            bundle = build(source, folder, options, force=force, progress=progress)
+            stages = cache.open(progress.note)
+            bundle = build(source, folder, options, force=force, progress=progress, stages=stages)
     if pareto:
         show.front(plans, plot, as_json=as_json)
     elif dry_run:

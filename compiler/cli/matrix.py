@@ -18,6 +18,7 @@ from qcompile.compiler.matrix import build as builds
 from qcompile.compiler.matrix.build import Listener, Outcome
 from qcompile.compiler.matrix.read import read
 from qcompile.compiler.matrix.schema import FILE
+from qcompile.compiler.stages.options import CacheOptions
 
 
 def build(
@@ -27,13 +28,20 @@ def build(
     jobs: int,
     locked: bool,
     force: bool,
+    cache: CacheOptions,
     as_json: bool,
 ) -> None:
     """Build what changed; the exit code is 0, 1 (a gate refused something) or 2 (something was not built)."""
     project = read(config or Path(FILE))
     with Display(quiet=as_json) as display:
         outcomes = builds.build(
-            project, only=only, jobs=jobs, locked=locked, force=force, listener=display.listener()
+            project,
+            only=only,
+            jobs=jobs,
+            locked=locked,
+            force=force,
+            cache=cache,
+            listener=display.listener(),
         )
     if as_json:
         print_json(
@@ -84,6 +92,7 @@ def outcome_data(outcome: Outcome) -> dict[str, Any]:
         "artifact_bytes": size(outcome),
         "gates": list(manifest.gates) if manifest else [],
         "seconds": outcome.seconds,
+        "shared": list(outcome.shared),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from qcompile.compiler.ir.errors import (
     QCompileError,
 )
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.stages.cache import NO_CACHE, StageCache
 from qcompile.passes import base
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.mixed_precision.integer_trial import Prepared
@@ -63,7 +64,7 @@ class Build:
         read: What was read of its texts, and what was not.
         notes: What was said of its file before the work.
         planned: The formats of its tensors, if they are not the precision's own.
-        before: What the model's ``evaluate`` gave for PyTorch's own model, once it is known.
+        stages: What builds have in common.
         predictions: By what an artifact is judged, once that is known.
         trials: Weights in all of their formats, once there are any.
         sizes: Bytes of artifacts that were compiled to know them, by tensors and formats.
@@ -85,7 +86,7 @@ class Build:
     read: str = ""
     notes: tuple[str, ...] = ()
     planned: planning.Planned | None = None
-    before: Mapping[str, float] | None = None
+    stages: StageCache = NO_CACHE
     predictions: Predictions | None = None
     trials: TrialStore | None = None
     sizes: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
@@ -109,6 +110,7 @@ def build(
     *,
     force: bool = False,
     progress: Progress | None = None,
+    stages: StageCache = NO_CACHE,
 ) -> Bundle:
     """Compile a model into a bundle.
 
@@ -118,13 +120,14 @@ def build(
         options: The user's.
         force: Replace a bundle that is there.
         progress: Told what happens.
+        stages: What other builds have computed and this one needs too.
 
     Raises:
         GateError: A gate failed; the bundle is kept beside as ``NAME.qc.rejected``.
         QCompileError: The input, the options or the environment are wrong; nothing was written.
     """
     target = weight_plans.planned_target(source, options.resolve(), options)
-    work = Build(source, options, target, progress or Progress())
+    work = Build(source, options, target, progress or Progress(), stages=stages)
     write.check_destination(folder, force=force)
     quality.check_options(source, options.max_drop, options.evaluate)
     plan_checks.check_names(source, options.keep_float)
@@ -176,6 +179,7 @@ def _order(work: Build) -> Order:
         on_tuning=work.progress.measured,
         checkpoint=work.source.checkpoint,
         blocks=planning.blocks(work),
+        stages=work.stages,
     )
 
 
@@ -251,6 +255,7 @@ def run_passes(work: Build) -> None:
         blocks=planning.blocks(work),
         work=planning.folder(work),
         formats=planning.formats(work),
+        stages=work.stages,
     )
     assert work.graph is not None
     work.quantized = work.graph.copy()

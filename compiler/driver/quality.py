@@ -72,10 +72,10 @@ def evaluate(work: Build, stage: Path, manifest: Manifest) -> Manifest:
 
 
 def before(work: Build) -> Mapping[str, float]:
-    """Return what the model's ``evaluate`` gives for PyTorch's own model; it is measured once a build."""
-    if work.before is None:
-        work.before = metrics(work.source, float_predict(work))
-    return work.before
+    """Return what the model's ``evaluate`` gives for PyTorch's own model; it is measured once a model."""
+    if work.source.figures is None:
+        work.source.figures = metrics(work.source, float_predict(work))
+    return work.source.figures
 
 
 def graph_predict(graph: Graph) -> Predict:

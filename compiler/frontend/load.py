@@ -45,6 +45,7 @@ class Source:
         evaluate: Measures quality, if the model file can.
         licence: Licence fields passed through to the manifest.
         checkpoint: The directory of a language model.
+        figures: What ``evaluate`` gave for PyTorch's own model, once it was measured.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Source:
     evaluate: Evaluate | None = None
     licence: str | None = None
     checkpoint: Checkpoint | None = None
+    figures: Mapping[str, float] | None = None
 
 
 def load(model: str) -> Source:

@@ -16,6 +16,7 @@ from qcompile.compiler.matrix import lock, processes
 from qcompile.compiler.matrix.cells import Cell, chosen
 from qcompile.compiler.matrix.read import Project
 from qcompile.compiler.matrix.state import State, refuse_drift, states
+from qcompile.compiler.stages.options import WITHOUT_CACHE, CacheOptions
 from qcompile.runtime.errors import BundleError
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.manifest import read as read_manifest
@@ -37,6 +38,7 @@ class Outcome:
         why: Why it was built; empty if it is up to date.
         error: What went wrong.
         seconds: That it took.
+        shared: Stages that it found in the cache.
     """
 
     cell: Cell
@@ -46,6 +48,7 @@ class Outcome:
     why: str = ""
     error: str = ""
     seconds: float | None = None
+    shared: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -75,6 +78,7 @@ def build(
     jobs: int = 1,
     locked: bool = False,
     force: bool = False,
+    cache: CacheOptions = WITHOUT_CACHE,
     listener: Listener | None = None,
 ) -> list[Outcome]:
     """Build what is not as it should be.
@@ -85,6 +89,7 @@ def build(
         jobs: How many builds run at once.
         locked: Refuse inputs that are not as pinned, and bundles that come out otherwise; write no lock.
         force: Build also what is up to date.
+        cache: What builds have in common is computed once and kept there.
         listener: Told what happens.
 
     Raises:
@@ -99,7 +104,7 @@ def build(
             refuse_drift(found)
         todo = {s.cell.name: s for s in found if s.why or force}
         outcomes = {s.cell.name: _current(project, s) for s in found if s.cell.name not in todo}
-        run = _Run(project, todo, listener, entries, locked)
+        run = _Run(project, todo, listener, entries, locked, cache)
         outcomes |= run.all(jobs, lock_file)
         if not locked:
             run.save()
@@ -113,6 +118,7 @@ class _Run:
     listener: Listener
     entries: dict[str, lock.Entry]
     locked: bool
+    cache: CacheOptions
 
     def all(self, jobs: int, lock_file: int) -> dict[str, Outcome]:
         """Build; an interruption leaves the rest as stopped."""
@@ -143,6 +149,7 @@ class _Run:
             "bundle": self.shown(cell),
             "inputs": cell.inputs,
             "flags": dict(cell.flags),
+            "cache": self.cache.as_json(),
         }
 
     def shown(self, cell: Cell) -> str:
@@ -162,7 +169,10 @@ class _Run:
         manifest = (
             _manifest(self.project.root / bundle) if result in (BUILT, GATE) and bundle else None
         )
-        return Outcome(cell, result, bundle, manifest, state.why, error, said.get("seconds"))
+        shared = tuple(said.get("shared", ()))
+        return Outcome(
+            cell, result, bundle, manifest, state.why, error, said.get("seconds"), shared
+        )
 
     def pin(self, cell: Cell, said: Mapping[str, Any]) -> str:
         """Pin a build, unless an input changed while it ran; return what is to be said of that."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import qcompile
+from qcompile.compiler.stages.sources import own_digest
 from qcompile.runtime.manifest import file_sha256
 from qcompile.targets.device import load_device
 from qcompile.targets.formats import emitter_names
@@ -98,7 +99,7 @@ def format_of(device: str, root: Path) -> str:
 def tools(format: str) -> dict[str, str]:
     """Return the versions of Python, of qcompile and of the packages that a format needs."""
     found = {"python": platform.python_version(), "qcompile": qcompile.__version__}
-    found["qcompile sources"] = _own_digest()
+    found["qcompile sources"] = own_digest()
     for package in _packages(format):
         try:
             found[package] = importlib.metadata.version(package)
@@ -116,20 +117,6 @@ def _packages(format: str) -> list[str]:
         if name and (extra is None or extra[1] == format):
             found.append(name[1])
     return sorted(found)
-
-
-@functools.cache
-def _own_digest() -> str:
-    """Return twelve digits for the sources and device files of this qcompile."""
-    root = Path(qcompile.__file__).parent
-    hashed = hashlib.sha256()
-    for folder, below, files in sorted(os.walk(root, followlinks=True)):
-        below[:] = sorted(b for b in below if b != "__pycache__")
-        for name in sorted(f for f in files if not f.endswith(".pyc")):
-            file = Path(folder, name)
-            hashed.update(f"{file.relative_to(root).as_posix()}\n".encode())
-            hashed.update(hashlib.sha256(file.read_bytes()).digest())
-    return hashed.hexdigest()[:12]
 
 
 def _sha256(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Requests to workers, some at a time, each in a process of its own."""
+"""Requests to workers, some at a time: a process a model, which forks for each request (``worker.py``)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -17,58 +18,83 @@ from typing import IO, Any
 
 from qcompile.compiler.ir.errors import OutputError
 
+SECONDS_TO_END = 10
 _COMMAND = (sys.executable, "-P", "-m", "qcompile.compiler.matrix.worker")
-_SECONDS_TO_END = 10
+_SECONDS_BETWEEN = 0.5  # Ray interrupts a task between two steps of Python, and no call that waits
 Told = Callable[[str, Mapping[str, Any]], None]
+Named = tuple[str, Mapping[str, Any]]
 
 
 @dataclass
 class _Worker:
-    name: str
+    """A process and what it has to do.
+
+    Args:
+        process: With pipes.
+        errors: Gets its stderr.
+        queue: Requests about one model; the first is under way.
+        rest: Of a line that it has not finished.
+        result: Of the first request.
+        start: Length of ``errors`` when that began.
+    """
+
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
+    queue: deque[Named]
     rest: bytes = b""
     result: dict[str, Any] = field(default_factory=dict)
+    start: int = 0
 
-    def ask(self, request: Mapping[str, Any]) -> None:
-        """Send it what is to be done; its stdin stays open, or it would end."""
+    def ask(self, told: Told) -> None:
+        """Send it the first request; its stdin stays open, or it would end."""
+        name, request = self.queue[0]
         assert self.process.stdin is not None
+        self.start = os.fstat(self.errors.fileno()).st_size
+        told(name, {"stage": "start"})
         with suppress(BrokenPipeError):  # it has ended: its exit code will tell
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
 
-    def take(self, data: bytes, told: Told) -> None:
-        """Take what it wrote: reports, and at last the result."""
+    def take(self, data: bytes, told: Told) -> int | None:
+        """Take what it wrote: reports, the result, and at last the exit code, which is returned."""
         *lines, self.rest = (self.rest + data).split(b"\n")
+        code = None
         for line in lines:
             said = json.loads(line)
-            if "result" in said:
+            if "ended" in said:
+                code = int(said["ended"])
+            elif "result" in said:
                 self.result = said
             else:
-                told(self.name, said)
+                told(self.queue[0][0], said)
+        return code
 
-    def finish(self) -> dict[str, Any]:
-        """Return its result; a process that ended without one is a result too."""
-        code = self.process.wait()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        if not self.result:
-            self.result = {
-                "result": "failed",
-                "error": f"its process ended {_ending(code)}{self._last()}",
-            }
-        return self.result
+    def finish(self, code: int) -> tuple[str, dict[str, Any]]:
+        """Return the name and result of a request that is done; one without a result failed."""
+        name, _ = self.queue.popleft()
+        result, self.result = self.result, {}
+        if not result:
+            error = f"its process ended {_ending(code)}{self._last()}"
+            result = {"result": "failed", "error": error, "killed": code == -signal.SIGKILL}
+        return name, result
+
+    def close(self) -> None:
+        """Let it end."""
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()
 
     def _last(self) -> str:
-        """Return the last line that it wrote to stderr."""
-        self.errors.seek(0)
+        """Return the last line that it wrote to stderr for the request."""
+        self.errors.seek(self.start)
         lines = self.errors.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f": {last}" if last else ""
 
 
 def run(
-    requests: Iterable[tuple[str, Mapping[str, Any]]],
+    requests: Iterable[Named],
     root: Path,
     *,
     jobs: int,
@@ -78,7 +104,7 @@ def run(
     """Give each request's result as it comes.
 
     Args:
-        requests: By name.
+        requests: By name; those of one ``path``, a model, share a process.
         root: Folder that they run in.
         jobs: How many run at once.
         told: Told what workers report, by name.
@@ -87,58 +113,93 @@ def run(
     Raises:
         OutputError: A process cannot be started.
     """
-    waiting = list(reversed(list(requests)))
     with selectors.DefaultSelector() as running, ExitStack() as files:
-        files.callback(lambda: _stop([key.data for key in running.get_map().values()]))
-        while waiting or running.get_map():
-            while waiting and len(running.get_map()) < jobs:
-                name, request = waiting.pop()
-                errors = files.enter_context(tempfile.TemporaryFile())
-                worker = _Worker(name, _start(errors, root, jobs, tuple(keep_open)), errors)
-                running.register(_pipe(worker), selectors.EVENT_READ, worker)
-                worker.ask(request)
-                told(name, {"stage": "start"})
-            for key, _ in running.select():
-                if data := os.read(key.fd, 1 << 16):
-                    key.data.take(data, told)
-                    continue
-                running.unregister(key.fileobj)
-                _pipe(key.data).close()
-                yield key.data.name, key.data.finish()
+        pool = _Pool(root, jobs, told, tuple(keep_open), files, running, _by_model(requests))
+        files.callback(pool.stop)
+        while pool.start():
+            for key, _ in running.select(_SECONDS_BETWEEN):
+                worker: _Worker = key.data
+                data = os.read(key.fd, 1 << 16)
+                code = worker.take(data, told) if data else worker.process.wait()
+                if code is not None:
+                    yield worker.finish(code)
+                    pool.go_on(worker, alive=bool(data))
 
 
-def _start(
-    errors: IO[bytes], root: Path, jobs: int, keep_open: tuple[int, ...]
-) -> subprocess.Popen[bytes]:
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    pipe = subprocess.PIPE
-    try:
-        return subprocess.Popen(
-            _COMMAND, stdin=pipe, stdout=pipe, stderr=errors, cwd=root, pass_fds=keep_open,
-            env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise OutputError(f"no process can be started: {error.strerror}") from error
+@dataclass
+class _Pool:
+    root: Path
+    jobs: int
+    told: Told
+    keep_open: tuple[int, ...]
+    files: ExitStack
+    running: selectors.BaseSelector
+    waiting: deque[deque[Named]]
 
+    @property
+    def workers(self) -> list[_Worker]:
+        return [key.data for key in self.running.get_map().values()]
 
-def _pipe(worker: _Worker) -> IO[bytes]:
-    assert worker.process.stdout is not None
-    return worker.process.stdout
+    def start(self) -> bool:
+        """Start as many workers as there may be; return whether any run."""
+        while len(self.workers) < self.jobs and (queue := self._next()):
+            worker = _Worker(*self._process(), queue)
+            assert worker.process.stdout is not None
+            self.running.register(worker.process.stdout, selectors.EVENT_READ, worker)
+            worker.ask(self.told)
+        return bool(self.workers)
 
+    def go_on(self, worker: _Worker, *, alive: bool) -> None:
+        """Give a worker its next request, if it has ended to another one; without any let it end."""
+        if alive and worker.queue:
+            worker.ask(self.told)
+            return
+        assert worker.process.stdout is not None
+        self.running.unregister(worker.process.stdout)
+        worker.close()
+        worker.process.wait()
+        if worker.queue:
+            self.waiting.appendleft(worker.queue)
 
-def _stop(workers: list[_Worker]) -> None:
-    """Interrupt workers, which tidy up; end those that take long."""
-    for worker in workers:
-        worker.process.send_signal(signal.SIGINT)
-    for worker in workers:
+    def stop(self) -> None:
+        """Interrupt workers and their forks, which tidy up; end those that take long."""
+        for worker in self.workers:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.process.pid, signal.SIGINT)
+        for worker in self.workers:
+            try:
+                worker.process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            worker.close()
+
+    def _process(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        errors = self.files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  (it is one)
+        threads, pipe = str(max(1, (os.cpu_count() or 1) // self.jobs)), subprocess.PIPE
         try:
-            worker.process.wait(_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
-        for stream in (worker.process.stdin, worker.process.stdout):
-            if stream is not None:
-                stream.close()
+            return subprocess.Popen(
+                _COMMAND, stdin=pipe, stdout=pipe, stderr=errors, cwd=self.root,
+                pass_fds=self.keep_open, env={"OMP_NUM_THREADS": threads, **os.environ},
+                start_new_session=True,
+            ), errors  # fmt: skip
+        except OSError as error:
+            raise OutputError(f"no process can be started: {error.strerror}") from error
+
+    def _next(self) -> deque[Named] | None:
+        """Return what a new worker has to do: a model, or half of what the longest queue waits for."""
+        if self.waiting:
+            return self.waiting.popleft()
+        longest = max((w.queue for w in self.workers), key=len, default=deque())
+        taken = [longest.pop() for _ in range(len(longest) // 2)]
+        return deque(reversed(taken)) or None
+
+
+def _by_model(requests: Iterable[Named]) -> deque[deque[Named]]:
+    found: dict[str, deque[Named]] = {}
+    for name, request in requests:
+        found.setdefault(request["path"], deque()).append((name, request))
+    return deque(found.values())
 
 
 def _ending(code: int) -> str:

@@ -25,14 +25,17 @@ class Reads:
 
     Args:
         root: The folder.
-        names: Files that are known to be inputs.
     """
 
-    def __init__(self, root: Path, names: Iterable[str]) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = str(root)
         self._seen: dict[str, object] = {}
+
+    def add(self, names: Iterable[str]) -> None:
+        """Count files among what is read."""
         for name in names:
-            self._seen[name] = _state(root / name)
+            if name not in self._seen:
+                self._seen[name] = _state(Path(self._root, name))
 
     def watch(self) -> None:
         """See all that this process reads from here on."""

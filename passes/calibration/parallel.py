@@ -55,6 +55,9 @@ def _workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(worker_count(), _NAME, initializer=_prepare)
 
 
+os.register_at_fork(after_in_child=_workers.cache_clear)  # threads do not live on in a fork
+
+
 def worker_count() -> int:
     """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

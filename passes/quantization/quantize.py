@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from qcompile.compiler.ir.errors import CalibrationError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.ops import OBSERVE
+from qcompile.compiler.stages.cache import NO_CACHE, StageCache
+from qcompile.compiler.stages.keys import graph_digest, stage_key
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.calibration.walk import Walk
+from qcompile.passes.quantization import decisions
 from qcompile.passes.quantization.quantizer import Quantizer
 from qcompile.passes.quantization.records import QuantizationLog
 
@@ -40,6 +43,7 @@ class Quantize(Pass):
         min_layer_sqnr_db: A layer whose own weight leaves less than this stays float.
         max_bytes: Activations kept in memory.
         on_progress: Told the share that is done.
+        stages: Has what was decided for an equal graph and equal samples, which is then not decided again.
     """
 
     name = "quantize"
@@ -50,17 +54,29 @@ class Quantize(Pass):
     min_layer_sqnr_db: float = MIN_SQNR_DB
     max_bytes: int = 1 << 30
     on_progress: Callable[[float], None] = field(default=lambda share: None, repr=False)
+    stages: StageCache = field(default=NO_CACHE, repr=False)
 
     def requires(self, graph: Graph) -> None:
         if not len(self.samples):
             raise CalibrationError("there are no calibration samples")
 
     def run(self, graph: Graph) -> int:
-        observers = len(graph.calls(OBSERVE))
-        walk = Walk(graph, self.samples, self.max_bytes, self.on_progress)
-        walk.run(Quantizer(self.log, self.rounding, self.unit_range, self.min_layer_sqnr_db))
+        observers, key = len(graph.calls(OBSERVE)), self._key(graph)
+        if (known := self.stages.get(self.name, key)) is not None:
+            decisions.replay(graph, decisions.unpack(known), self.log)
+        else:
+            visitor = Quantizer(self.log, self.rounding, self.unit_range, self.min_layer_sqnr_db)
+            Walk(graph, self.samples, self.max_bytes, self.on_progress).run(visitor)
+            self.stages.put(self.name, key, decisions.pack(visitor.decisions))
         graph.erase_unused()
         return observers
+
+    def _key(self, graph: Graph) -> str:
+        if not self.stages:
+            return ""
+        ops = sorted(map(str, self.unit_range))
+        options = [self.rounding, ops, self.min_layer_sqnr_db]
+        return stage_key(self.name, graph_digest(graph), self.samples.sha256(), options)
 
     def ensures(self, graph: Graph) -> None:
         assert not graph.calls(OBSERVE), "an observer is left"

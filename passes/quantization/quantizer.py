@@ -13,6 +13,12 @@ from qcompile.compiler.ir.quant import QuantParams, QuantSpec, parse_weight_spec
 from qcompile.passes.calibration.observers import choose, histogram
 from qcompile.passes.calibration.walk import Values, Walk
 from qcompile.passes.graph.channel_links import LAYERS
+from qcompile.passes.quantization.decisions import (
+    Decision,
+    RangeDecision,
+    WeightDecision,
+    weight_observer,
+)
 from qcompile.passes.quantization.error_after_add import error_after_add
 from qcompile.passes.quantization.fitting import formats, unfit
 from qcompile.passes.quantization.layer import Layer
@@ -22,13 +28,7 @@ from qcompile.passes.quantization.records import (
     QuantizationLog,
     sqnr_db,
 )
-from qcompile.passes.quantization.store import (
-    code_range,
-    store_activation,
-    store_bias,
-    store_constant,
-    store_weight,
-)
+from qcompile.passes.quantization.store import code_range, store_constant
 from qcompile.passes.quantization.trials import LayerData, Trial, best_trial, fitted, held_out
 
 SOFTMAX_REACH = 16.0
@@ -44,6 +44,7 @@ class Quantizer:
     unit_range: frozenset[object]
     min_layer_sqnr_db: float
     params: dict[str, tuple[QuantSpec, QuantParams]] = field(default_factory=dict)
+    decisions: dict[str, Decision] = field(default_factory=dict)
 
     def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
         """Take over observers and layers with an observed weight."""
@@ -52,10 +53,10 @@ class Quantizer:
             assert isinstance(source, fx.Node)
             if source.op != "get_attr":
                 return self._activation(walk, node, source)
-            if all(_weight_observer(user) is node for user in node.users):
+            if all(weight_observer(user) is node for user in node.users):
                 return node, Values((), ())  # its layer rounds it
             return self._constant(walk, node, source)
-        if node.target in LAYERS and (observer := _weight_observer(node)) is not None:
+        if node.target in LAYERS and (observer := weight_observer(node)) is not None:
             return self._layer(walk, node, observer)
         return None
 
@@ -63,7 +64,11 @@ class Quantizer:
         values = walk.values[source]
         spec = without_unused_sign(QuantSpec.parse(str(node.args[1])), values.quantized)
         spec, params, observer = self._choose(walk, node, source, values, spec)
-        new = store_activation(walk.graph, node, spec, params)
+        scale, zero = float(params.scale), int(params.zero_point)
+        record = ActivationRecord(source.name, str(spec), observer, scale, zero, None)
+        self.decisions[node.name] = decision = RangeDecision(spec, params, record)
+        self.log.activations.append(record)
+        new = decision.apply(walk.graph, node)
         self.params[node.name] = self.params[new.name] = (spec, params)
         arguments = code_range(spec, params)
 
@@ -73,10 +78,7 @@ class Quantizer:
 
         found = Values(values.float, walk.batches(run))
         judges = held_out(len(walk.samples))
-        quality = sqnr_db((found.float[i], found.quantized[i]) for i in judges)
-        scale, zero = float(params.scale), int(params.zero_point)
-        record = ActivationRecord(source.name, str(spec), observer, scale, zero, quality)
-        self.log.activations.append(record)
+        record.sqnr_db = sqnr_db((found.float[i], found.quantized[i]) for i in judges)
         return new, found
 
     def _constant(self, walk: Walk, node: fx.Node, source: fx.Node) -> tuple[fx.Node, Values]:
@@ -113,14 +115,12 @@ class Quantizer:
         record = _record(data)
         self.log.layers.append(record)
         best = self._best(data, record)
-        if best is None:
-            walk.graph.replace(observer, weight_node)
-            new_weight, new_bias = weight, bias
-        else:
-            store_weight(walk.graph, observer, best.rounded)
-            new_weight, new_bias = best.rounded.decoded, best.bias
-            if best.shifted and best.bias is not None:
-                store_bias(walk.graph, layer, best.bias)
+        new_weight, new_bias = (weight, bias) if best is None else (best.rounded.decoded, best.bias)
+        moved = best.bias if best is not None and best.shifted else None
+        self.decisions[node.name] = decision = WeightDecision(
+            None if best is None else best.rounded, moved, record
+        )
+        decision.apply(walk.graph, layer, observer)
         outputs = walk.batches(lambda i: layer(inputs.quantized[i], new_weight, new_bias))
         record.output_sqnr_db = sqnr_db((reference[i], outputs[i]) for i in data.judges)
         return node, Values(reference, outputs)
@@ -175,8 +175,3 @@ def relevant(source: fx.Node, batches: Sequence[Tensor]) -> Sequence[Tensor]:
         return batches
     dim = int(users[0].args[1])  # type: ignore[arg-type]
     return [b[b >= b.amax(dim, keepdim=True) - SOFTMAX_REACH] for b in batches]
-
-
-def _weight_observer(node: fx.Node) -> fx.Node | None:
-    weight = node.args[1] if node.target in LAYERS else None
-    return weight if isinstance(weight, fx.Node) and weight.target == OBSERVE else None

@@ -20,6 +20,7 @@ from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredW
 from qcompile.runtime.manifest import TensorInfo
 from qcompile.runtime.session import Engine
 from qcompile.targets.base import Emitter
+from qcompile.targets.converted import converted
 from qcompile.targets.coreml import (
     choices,
     compare,
@@ -80,6 +81,9 @@ class CoremlEmitter(Emitter):
         """Return palettes, int4 blocks, int8 and float16, as far as the device's oldest system loads them."""
         return choices.coreml_choices(graph, device, pins, keep_float)
 
+    def preload(self) -> None:
+        load_coremltools()
+
     def check(self, graph: Graph, device: Device) -> None:
         load_coremltools()
         features.refuse_misfits(graph)
@@ -111,12 +115,21 @@ class CoremlEmitter(Emitter):
     def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
         opset = deployment.opset(order.device)
         bits = order.scheme.float_bits
-        lowered = lower(graph)
-        model = convert(graph, lowered, opset, bits, names.feature_names(graph))
-        files = write_package(model, folder / ARTIFACT, graph.interface.metadata)
-        del model
-        gc.collect()  # coremltools' programs are cycles, and hold the weights
-        write_stored_weights(graph, folder / ARTIFACT, lowered.origins)
+        package = folder / ARTIFACT
+
+        def write() -> dict[str, Any]:
+            lowered = lower(graph)
+            model = convert(graph, lowered, opset, bits, names.feature_names(graph))
+            files = write_package(model, package, graph.interface.metadata)
+            del model
+            gc.collect()  # coremltools' programs are cycles, and hold the weights
+            write_stored_weights(graph, package, lowered.origins)
+            return {"files": files, "origins": dict(lowered.origins)}
+
+        written = converted(
+            order.stages, "coreml", graph, package, write,
+            packages=("coremltools",), options=[opset, bits],
+        )  # fmt: skip
         engine = {
             "name": self.name,
             "minimum": str(deployment.macos_equivalent(order.device)),
@@ -125,12 +138,12 @@ class CoremlEmitter(Emitter):
         tools = {"coremltools": importlib.metadata.version("coremltools")}
         return Emitted(
             ARTIFACT,
-            tuple(f"{ARTIFACT}/{f}" for f in files),
+            tuple(f"{ARTIFACT}/{f}" for f in written["files"]),
             engine,
             (),
             tools,
             features.notes(graph),
-            lowered.origins,
+            written["origins"],
         )
 
     def companions(self, graph: Graph, folder: Path, order: Order, vectors_limit_db: float) -> None:

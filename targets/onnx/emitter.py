@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from qcompile.passes.graph.fold_scaling import FoldScaling
 from qcompile.passes.graph.use_integer_hard_swish import UseIntegerHardSwish
 from qcompile.passes.quantization.quantize_stored_weights import QuantizeStoredWeights
 from qcompile.targets.base import Emitter
+from qcompile.targets.converted import converted
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
 from qcompile.targets.onnx import blocks, choices, compare, optimized, planning
@@ -38,6 +40,7 @@ MINIMUM_OF_TWO_BITS = "1.31"
 """The one in which codes of 2 bits were tried; they are of opset 25."""
 ARTIFACT = "model.onnx"
 _PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxscript")
+_MODULES = ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "torch.onnx")
 _OPTIONS = {
     # Weight-only MatMul computes in float32, not in int8 with dynamic activations (FORMATS 0.4).
     "session.qdq_matmulnbits_accuracy_level": "1",
@@ -90,6 +93,10 @@ class OnnxEmitter(Emitter):
         """Return True: ONNX Runtime takes a file on any machine."""
         return True
 
+    def preload(self) -> None:
+        for module in _MODULES:
+            importlib.import_module(module)
+
     def check(self, graph: Graph, device: Device) -> None:
         for package in _PACKAGES:
             try:
@@ -123,14 +130,18 @@ class OnnxEmitter(Emitter):
         ]
 
     def emit(self, graph: Graph, folder: Path, order: Order) -> Emitted:
-        import onnx_ir
+        artifact = folder / ARTIFACT
 
-        model = export(graph)
-        onnx_ir.save(model, folder / ARTIFACT)
+        def write() -> None:
+            import onnx_ir
+
+            onnx_ir.save(export(graph), artifact)
+
+        converted(order.stages, "onnx", graph, artifact, write, packages=_PACKAGES)
         options = _SIGNED_OPTIONS if _has_signed_activations(graph) else _OPTIONS
         minimum = MINIMUM_OF_TWO_BITS if blocks.needed_opset(graph) > OPSET else MINIMUM
         engine = {"name": "onnxruntime", "minimum": minimum, "options": options}
-        floats = optimized.float_ops(folder / ARTIFACT, options)
+        floats = optimized.float_ops(artifact, options)
         tools = {package: importlib.metadata.version(package) for package in _PACKAGES}
         return Emitted(ARTIFACT, (ARTIFACT,), engine, tuple(floats), tools)
 

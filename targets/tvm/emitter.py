@@ -97,6 +97,9 @@ class TvmEmitter(Emitter):
     def check_tuning(self, tuning: Tuning, device: Device) -> None:
         check_tuning(tuning, device)
 
+    def preload(self) -> None:
+        load_tvm()
+
     def check(self, graph: Graph, device: Device) -> None:
         planning.refuse_unsupported(graph, Machine.of(device))
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,15 @@ def calibration():
     rows = [float(file.read_text()) for file in sorted((HERE / "data").glob("*.txt"))]
     return {"input": torch.tensor(rows).reshape(-1, 1).expand(-1, WIDTH).numpy()}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, which their builds share."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QCOMPILE_CACHE_DIR", str(folder))
+        yield folder
 
 
 class Project:

@@ -1,0 +1,61 @@
+"""``CacheOptions``: what a user says about the cache, and the cache that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcompile.compiler.stages.folder import DEFAULT_BYTES
+
+if TYPE_CHECKING:
+    from qcompile.compiler.stages.cache import StageCache
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What a user says about the cache.
+
+    Args:
+        folder: Of the entries; ``None`` for no cache.
+        max_bytes: Of all entries.
+    """
+
+    folder: Path | None = None
+    max_bytes: int = DEFAULT_BYTES
+
+    def open(self, note: Callable[[str], None]) -> StageCache:
+        """Return the cache.
+
+        Args:
+            note: Told once each what is wrong with it.
+        """
+        from qcompile.compiler.stages.cache import StageCache
+
+        return StageCache(self.folder, self.max_bytes, note=_once(note))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data, for another process."""
+        folder = None if self.folder is None else str(self.folder)
+        return asdict(self) | {"folder": folder}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CacheOptions:
+        """Return what ``as_json`` gave."""
+        folder = data["folder"]
+        return cls(**{**data, "folder": None if folder is None else Path(folder)})
+
+
+WITHOUT_CACHE = CacheOptions()
+
+
+def _once(note: Callable[[str], None]) -> Callable[[str], None]:
+    said: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            note(text)
+
+    return say
