@@ -6,7 +6,7 @@
 #   QCOMPILE_ONLY      models, targets or builds, separated by spaces; all
 #   QCOMPILE_JOBS      builds at once; 1
 #   QCOMPILE_LOCKED    true: refuse what is not as in qcompile.lock
-#   QCOMPILE_BASELINE  a folder of earlier bundles to compare with; none
+#   QCOMPILE_BASELINE  a folder or a URL of earlier bundles to compare with; none
 #   QCOMPILE_REPORT    folder for report.html, junit.xml, summary.md, findings.sarif; qcompile-report
 #
 # The exit code is that of the builds: 0 all is well, 1 a gate failed, 2 something could not be built.

@@ -21,7 +21,7 @@ _FILE = click.Path(path_type=Path)
     "bundles", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="BUNDLE..."
 )
 @click.option("-o", "--output", type=_FILE, help="Write one HTML file, which needs no network.")
-@click.option("--baseline", type=_FILE, metavar="DIR", help="Compare with the bundles in a folder.")
+@click.option("--baseline", metavar="DIR|URL", help="Compare with the bundles in a folder.")
 @click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML: a test a gate.")
 @click.option("--markdown", type=_FILE, metavar="FILE", help="Write a summary for a pull request.")
 @click.option("--sarif", type=_FILE, metavar="FILE", help="Write findings as SARIF 2.1.0.")
@@ -29,7 +29,7 @@ _FILE = click.Path(path_type=Path)
 def command(
     bundles: tuple[Path, ...],
     output: Path | None,
-    baseline: Path | None,
+    baseline: str | None,
     junit: Path | None,
     markdown: Path | None,
     sarif: Path | None,
@@ -55,7 +55,7 @@ def command(
     sys.exit(0 if found.passed else 1)
 
 
-def _write(bundles: tuple[Path, ...], baseline: Path | None, wanted: dict[str, Path]) -> Report:
+def _write(bundles: tuple[Path, ...], baseline: str | None, wanted: dict[str, Path]) -> Report:
     """Read the bundles and write the files; nothing is written if one of them cannot be."""
     from qcompile.compiler.report import files, junit, markdown, page, sarif
     from qcompile.compiler.report.reports import make_report

@@ -146,6 +146,7 @@ def _of_blocks(work: Build) -> dict[str, Any]:
         **planned,
         "encoder": o.blocks.encoder,
         "imatrix": o.blocks.imatrix.name if o.blocks.imatrix else None,
+        "kv_type": o.blocks.kv_type,
         "seq_len": o.seq_len,
     }
 

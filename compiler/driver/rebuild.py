@@ -21,8 +21,9 @@ from qcompile.targets.formats import emitter_names
 
 _OWN = "calibration()"
 _SAME_NAME = (
-    "channel_scales", "encoder", "format", "granularity", "group_size", "max_drop", "min_sqnr", "minimum_os",
-    "num_samples", "objects", "palette_entries", "precision", "rounding", "seed", "seq_len", "target", "tune",
+    "channel_scales", "encoder", "format", "granularity", "group_size", "kv_type", "max_drop", "min_sqnr",
+    "minimum_os", "num_samples", "objects", "palette_entries", "precision", "rounding", "seed", "seq_len",
+    "target", "tune",
 )  # fmt: skip
 
 

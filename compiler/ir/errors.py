@@ -7,6 +7,7 @@ QCompileError
 ├── UnsupportedError   ops or dtypes that an emitter cannot store
 ├── PassError          a pass failed or broke its contract: a defect of qcompile
 ├── OutputError        the bundle cannot be written where it was asked for
+├── RemoteError        a URL that cannot be read
 ├── ProjectError       qcompile.toml or qcompile.lock is wrong; a line for each thing
 └── GateError          a bundle was built, and a gate refused it (exit code 1)
     └── BudgetError    no plan keeps the limits, so nothing was built (exit code 1)
@@ -29,6 +30,7 @@ __all__ = [
     "PassError",
     "ProjectError",
     "QCompileError",
+    "RemoteError",
     "TargetError",
     "UnsupportedError",
 ]
@@ -56,6 +58,10 @@ class PassError(QCompileError):
 
 class OutputError(QCompileError):
     """The bundle cannot be written to the place that was asked for."""
+
+
+class RemoteError(QCompileError):
+    """A URL is of no kind that is known, or what it names cannot be read; the text has no secrets of it."""
 
 
 class ProjectError(QCompileError):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from qcompile.compiler.report import layers as rows
 from qcompile.compiler.report.figures import count, number, optional, plain, text
@@ -45,7 +45,7 @@ class Entry:
 
     Args:
         label: What people call it: unique in a report, and the same wherever the bundles lie.
-        folder: The bundle.
+        folder: The bundle; of one at a URL a path where nothing is.
         manifest: What it holds.
         samples: Predictions of the float model and the artifact.
     """
@@ -188,12 +188,23 @@ def open_entry(folder: Path, label: str) -> Entry:
         BundleError: It is incomplete, edited or no bundle, or its manifest says what makes no sense.
     """
     manifest = manifests.read(folder)
+    return checked(
+        lambda: Entry(label, folder, manifest, samples(folder, manifest)), str(folder / FILE)
+    )
+
+
+def checked(make: Callable[[], Entry], where: str) -> Entry:
+    """Return a bundle all of which can be shown.
+
+    Raises:
+        BundleError: Its manifest says what makes no sense.
+    """
     try:
-        entry = Entry(label, folder, manifest, samples(folder, manifest))
+        entry = make()
         entry.check()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise BundleError(
-            f"{folder / FILE} is damaged ({plain(str(error))}); build the bundle again"
+            f"{where} is damaged ({plain(str(error))}); build the bundle again"
         ) from error
     return entry
 
@@ -208,7 +219,7 @@ def open_entries(folders: Sequence[Path]) -> tuple[Entry, ...]:
     places = [bundle.resolve() for bundle in found]
     if twice := sorted({str(b) for b, p in zip(found, places, strict=True) if places.count(p) > 1}):
         raise BundleError(f"given twice: {', '.join(twice)}; name each bundle once")
-    labels = _labels(places)
+    labels = labels_of(places)
     named = sorted(zip(labels, found, strict=True))
     return tuple(open_entry(folder, label) for label, folder in named)
 
@@ -227,13 +238,13 @@ def _hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
-def _labels(places: Sequence[Path]) -> list[str]:
+def labels_of(places: Sequence[PurePath]) -> list[str]:
     """Return names without endings; where two are equal, also the folders below a common one."""
     names = [_name(place.name) for place in places]
     common = Counter(names)
     if max(common.values(), default=0) == 1:
         return names
-    top = Path(os.path.commonpath([place.parent for place in places]))
+    top = os.path.commonpath([place.parent for place in places])
     longer = [_name(place.relative_to(top).as_posix()) for place in places]
     if len(set(longer)) < len(longer):
         return [text(place.relative_to(top).as_posix()) for place in places]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from qcompile.compiler.report.baselines import read_baseline
 from qcompile.compiler.report.bundles import Entry, open_entries
 from qcompile.compiler.report.differences import Difference
 from qcompile.compiler.report.findings import Finding, of_bundle, of_difference
-from qcompile.runtime.errors import BundleError
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,21 @@ class Report:
         return f"{count} {noun}; {failed} {'fails' if failed == 1 else 'fail'} a gate"
 
 
-def make_report(bundles: Sequence[Path], baseline: Path | None = None) -> Report:
+def make_report(bundles: Sequence[Path], baseline: str | None = None) -> Report:
     """Read bundles.
 
     Args:
         bundles: Bundles, or folders of bundles.
-        baseline: A bundle or a folder of bundles from before.
+        baseline: A bundle or a folder of bundles from before, or the URL of one.
 
     Raises:
         BundleError: One cannot be read, or is given twice.
+        RemoteError: The URL cannot be read.
     """
     entries = open_entries(bundles)
     if baseline is None:
         return Report(entries)
-    if not baseline.is_dir():
-        raise BundleError(f"the baseline {baseline} is no folder; give one with bundles in it")
-    old = open_entries([baseline])
+    old = read_baseline(baseline)
     pairs = _pairs(old, entries)
     known = {id(before) for before, _ in pairs}
     return Report(

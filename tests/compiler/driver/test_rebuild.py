@@ -84,6 +84,19 @@ def test_options_of_a_budget(manifest: Manifest) -> None:
     assert "precision" not in found
 
 
+def test_what_only_language_models_have(manifest: Manifest) -> None:
+    options = {
+        **manifest.options,
+        "encoder": "ggml",
+        "kv_type": "q8_0",
+        "seq_len": 64,
+        "budget": {},
+    }
+    found = flags(dataclasses.replace(manifest, options=options), {})
+    assert (found["kv_type"], found["encoder"], found["seq_len"]) == ("q8_0", "ggml", 64)
+    assert found["precision"] == "int8"
+
+
 def test_a_damaged_bundle(bundle: Path, built: Path, refuses: Callable[..., str]) -> None:
     (bundle / "model.onnx").write_bytes(b"")
     said = refuses("rebuild", bundle, "--model", built.parent / "tiny.py")

@@ -48,7 +48,7 @@ def edit(manifest: dict[str, Any]) -> None:
 def file(variant: Variant) -> Path:
     """A report of two bundles and their baseline."""
     variant("old/a.qc")
-    report = make_report([variant("a.qc", edit), variant("b.qc")], Path("old"))
+    report = make_report([variant("a.qc", edit), variant("b.qc")], "old")
     path = Path("r.html").absolute()
     path.write_text(page(report))
     return path
