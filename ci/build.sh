@@ -7,6 +7,8 @@
 #   QCOMPILE_JOBS      builds at once; 1
 #   QCOMPILE_LOCKED    true: refuse what is not as in qcompile.lock
 #   QCOMPILE_BASELINE  a folder or a URL of earlier bundles to compare with; none
+#   QCOMPILE_CACHE_DIR     folder of what builds share, to be kept between pipelines; the user's cache
+#   QCOMPILE_REMOTE_CACHE  URL of what machines share, which pull and merge requests only read; none
 #   QCOMPILE_REPORT    folder for report.html, junit.xml, summary.md, findings.sarif; qcompile-report
 #
 # The exit code is that of the builds: 0 all is well, 1 a gate failed, 2 something could not be built.
@@ -17,6 +19,12 @@ report=${QCOMPILE_REPORT:-qcompile-report}
 options=(--config "${QCOMPILE_CONFIG:-qcompile.toml}" --jobs "${QCOMPILE_JOBS:-1}")
 read -ra names <<<"${QCOMPILE_ONLY:-}"
 for name in "${names[@]}"; do options+=(--only "$name"); done
+if [[ -n ${QCOMPILE_CACHE_DIR:-} ]]; then options+=(--cache-dir "$QCOMPILE_CACHE_DIR"); fi
+request=${CI_MERGE_REQUEST_IID:-}
+if [[ ${GITHUB_EVENT_NAME:-} == pull_request* ]]; then request=$GITHUB_EVENT_NAME; fi
+if [[ -n ${QCOMPILE_REMOTE_CACHE:-} && -n $request ]]; then
+    options+=(--remote-cache-read-only)
+fi
 if [[ ${QCOMPILE_LOCKED:-false} == true ]]; then options+=(--locked); fi
 
 mkdir -p "$report"

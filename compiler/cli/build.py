@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from qcompile.compiler.cli.cache import cache_of, cache_options, default_folder
+from qcompile.compiler.cli.cache import cache_of, cache_options
 from qcompile.compiler.cli.common import Size, print_json, progress_display, reports_errors
 from qcompile.compiler.stages.options import CacheOptions
 
@@ -127,8 +127,7 @@ class TensorType(click.ParamType):  # type: ignore[type-arg]
 @cache_options
 @reports_errors
 def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs: int, locked: bool,
-            force: bool, cache_dir: Path | None, cache_size: int, no_cache: bool, as_json: bool,
-            **given: Any) -> None:  # fmt: skip
+            force: bool, as_json: bool, **given: Any) -> None:  # fmt: skip
     """Compile MODEL into a bundle, or build what changed of qcompile.toml.
 
     MODEL is a model file, package.module:factory, a .pt2 program, or a language model's Hugging Face
@@ -139,14 +138,14 @@ def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs:
         if given["target"] is None:
             missing = "Missing option '-t' / '--target' / '--device'."
             raise click.UsageError(missing, click.get_current_context())
-        cache = cache_of(cache_dir, cache_size, no_cache, default=None)
+        cache = cache_of(given, matrix=False)
         _build(model, force=force, cache=cache, as_json=as_json, **given)
         return
     from qcompile.compiler.cli import matrix
 
+    cache = cache_of(given, matrix=True)
     _refuse([name for name in given if name != "model"], "is for a single MODEL: give one, or write it "
             "into qcompile.toml")  # fmt: skip
-    cache = cache_of(cache_dir, cache_size, no_cache, default=default_folder())
     matrix.build(config, only, jobs=jobs, locked=locked, force=force, cache=cache, as_json=as_json)
 
 

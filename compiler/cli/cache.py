@@ -13,10 +13,11 @@ from rich.table import Table
 from qcompile.compiler.cli.common import Size, console, print_json, reports_errors
 from qcompile.compiler.ir.errors import OutputError
 from qcompile.compiler.stages.folder import DEFAULT_BYTES, Stored, entries, evict
-from qcompile.compiler.stages.options import CacheOptions
+from qcompile.compiler.stages.options import WITHOUT_CACHE, CacheOptions
 from qcompile.targets.cache import cache_root
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_ARGUMENTS = ("cache_dir", "cache_size", "remote_cache", "remote_cache_read_only", "no_cache")
 _FOLDER = click.option(
     "--cache-dir", type=click.Path(path_type=Path), metavar="DIR", envvar="QCOMPILE_CACHE_DIR",
     show_envvar=True, help="Where builds keep what they have in common.",
@@ -24,12 +25,17 @@ _FOLDER = click.option(
 
 
 def cache_options(function: Function) -> Function:
-    """Add what is said about the cache: ``cache_dir``, ``cache_size``, ``no_cache``."""
+    """Add what is said about the cache; see ``cache_of``."""
     options = (
         _FOLDER,
         click.option("--cache-size", type=Size(), default=DEFAULT_BYTES, metavar="SIZE",
                      envvar="QCOMPILE_CACHE_SIZE", show_envvar=True, show_default="10GiB",
                      help="Its bytes at most; what was not read for longest goes first."),
+        click.option("--remote-cache", metavar="URL", envvar="QCOMPILE_REMOTE_CACHE", show_envvar=True,
+                     help="Also look there, and put there what is made: a URL of fsspec, s3://..., gs://..., "
+                     "file://..."),
+        click.option("--remote-cache-read-only", is_flag=True, envvar="QCOMPILE_REMOTE_CACHE_READ_ONLY",
+                     show_envvar=True, help="Put nothing there."),
         click.option("--no-cache", is_flag=True, help="Compute all anew, and keep nothing."),
     )  # fmt: skip
     for option in reversed(options):
@@ -37,26 +43,29 @@ def cache_options(function: Function) -> Function:
     return function
 
 
-def cache_of(
-    cache_dir: Path | None, cache_size: int, no_cache: bool, *, default: Path | None
-) -> CacheOptions:
-    """Return what a user says about the cache.
+def cache_of(given: dict[str, Any], *, matrix: bool) -> CacheOptions:
+    """Take what a user says about the cache out of a verb's arguments.
 
     Args:
-        cache_dir: Its folder.
-        cache_size: Bytes.
-        no_cache: Whether there is none.
-        default: The folder if none is named.
+        given: The arguments.
+        matrix: Whether there is a cache if nothing is said of one.
 
     Raises:
-        UsageError: They contradict each other.
+        UsageError: It contradicts itself.
     """
+    folder, size, url, read_only, none = (given.pop(name) for name in _ARGUMENTS)
     context = click.get_current_context()
-    named = context.get_parameter_source("cache_dir") is ParameterSource.COMMANDLINE
-    if no_cache and named:
-        raise click.UsageError("--cache-dir names a cache, and --no-cache is given", context)
-    folder = cache_dir or default
-    return CacheOptions(None if no_cache or folder is None else folder.absolute(), cache_size)
+    said = [n for n in _ARGUMENTS if context.get_parameter_source(n) is ParameterSource.COMMANDLINE]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in said if name != "no_cache")
+    if none and flags:
+        raise click.UsageError(f"{flags} is for a cache, and --no-cache is given", context)
+    if none:
+        return WITHOUT_CACHE
+    if read_only and url is None:
+        raise click.UsageError("--remote-cache-read-only needs --remote-cache URL", context)
+    if folder is None and (matrix or url is not None):
+        folder = default_folder()
+    return CacheOptions(folder and folder.absolute(), size, url, read_only)
 
 
 def default_folder() -> Path:

@@ -20,20 +20,33 @@ class CacheOptions:
     Args:
         folder: Of the entries; ``None`` for no cache.
         max_bytes: Of all entries.
+        remote: URL of entries that several machines share.
+        read_only: Whether entries at ``remote`` are only read.
     """
 
     folder: Path | None = None
     max_bytes: int = DEFAULT_BYTES
+    remote: str | None = None
+    read_only: bool = False
 
     def open(self, note: Callable[[str], None]) -> StageCache:
         """Return the cache.
 
         Args:
             note: Told once each what is wrong with it.
+
+        Raises:
+            MissingPackageError: The package that reads the remote's URL is not installed.
+            RemoteError: It is no URL of fsspec's.
         """
         from qcompile.compiler.stages.cache import StageCache
 
-        return StageCache(self.folder, self.max_bytes, note=_once(note))
+        say, remote = _once(note), None
+        if self.remote is not None:
+            from qcompile.compiler.stages.remote import RemoteEntries
+
+            remote = RemoteEntries.at(self.remote, writable=not self.read_only, note=say)
+        return StageCache(self.folder, self.max_bytes, remote, say)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data, for another process."""

@@ -55,7 +55,7 @@ def test_options_that_contradict_each_other(
     arguments = ("tiny.py", "--target", "pixel-8", "--no-cache", "--cache-dir", str(tmp_path))
     result = run(*arguments)
     assert result.exit_code == 2
-    assert "--cache-dir names a cache, and --no-cache is given" in result.stderr
+    assert "--cache-dir is for a cache, and --no-cache is given" in result.stderr
 
 
 def test_a_single_build_has_a_cache_if_one_is_named(
@@ -64,3 +64,34 @@ def test_a_single_build_has_a_cache_if_one_is_named(
     build = ("tiny.py", "--target", "pixel-8", "--force", "--output", "a.qc")
     assert run(*build, "--cache-dir", str(tmp_path / "cache")).exit_code == 0
     assert sorted(f.parent.name for f in (tmp_path / "cache").glob("*/*")) == ["onnx", "quantize"]
+
+
+def test_a_remote_cache_is_read_and_written(
+    here: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = (here / "shared").as_uri()
+    build = ("tiny.py", "--target", "pixel-8", "--force", "--output", "a.qc", "--cache-dir")
+    assert run(*build, "one", "--remote-cache", url, "--remote-cache-read-only").exit_code == 0
+    assert not (here / "shared").exists()
+    assert run(*build, "two", "--remote-cache", url).exit_code == 0
+    made = {f.relative_to(here / "shared"): f.read_bytes() for f in (here / "shared").glob("*/*")}
+    assert sorted(name.parts[0] for name in made) == ["onnx", "quantize"]
+    monkeypatch.setenv("QCOMPILE_REMOTE_CACHE", url)
+    assert run(*build, "three").exit_code == 0
+    assert {n: (here / "three" / n).read_bytes() for n in made} == made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--remote-cache-read-only",), "--remote-cache-read-only needs --remote-cache URL"),
+        (("--remote-cache", "s4://bucket"), "'s4', which fsspec does not know"),
+    ],
+)
+def test_what_is_no_remote_cache(
+    here: Path, run: Callable[..., Result], arguments: tuple[str, ...], said: str
+) -> None:
+    result = run("tiny.py", "--target", "pixel-8", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not list(here.glob("*.qc"))

@@ -20,7 +20,8 @@ SCRIPT = ROOT / "ci" / "build.sh"
 def run_script(folder: Path, **given: str) -> subprocess.CompletedProcess[str]:
     """Run it in a project, with ``qcompile`` of this environment."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    found = {k: v for k, v in os.environ.items() if not k.startswith("QCOMPILE_")}
+    kept = {"QCOMPILE_CACHE_DIR": os.environ["QCOMPILE_CACHE_DIR"]}
+    found = {k: v for k, v in os.environ.items() if not k.startswith("QCOMPILE_")} | kept
     return subprocess.run(
         [SCRIPT], cwd=folder, env={**found, "PATH": path, **given}, capture_output=True, text=True
     )
@@ -57,6 +58,30 @@ def test_what_fails_is_told_of_and_reported(project: Any) -> None:
     assert done.returncode == 2
     suites = ET.parse(project.folder / "qcompile-report" / "junit.xml").getroot()
     assert sum(int(suite.get("failures", 0)) for suite in suites.iter("testsuite")) == 1
+
+
+@pytest.mark.parametrize(
+    "request_of", [{"GITHUB_EVENT_NAME": "pull_request"}, {"CI_MERGE_REQUEST_IID": "3"}]
+)
+def test_requests_only_read_a_remote_cache(tmp_path: Path, request_of: dict[str, str]) -> None:
+    """A program in qcompile's place prints what it is given."""
+    (tmp_path / "qcompile").write_text("#!/bin/sh\necho $@\n")
+    (tmp_path / "qcompile").chmod(0o755)
+    for given, only_read in (({}, False), (request_of, True)):
+        place = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "QCOMPILE_REMOTE_CACHE": "memory://x"}
+        command = [SCRIPT]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=place | given, capture_output=True, text=True
+        )
+        assert ("--remote-cache-read-only" in done.stdout) == only_read
+    without = subprocess.run(
+        [SCRIPT],
+        cwd=tmp_path,
+        env={"PATH": place["PATH"]} | request_of,
+        capture_output=True,
+        text=True,
+    )
+    assert "--remote-cache-read-only" not in without.stdout
 
 
 def test_without_a_file_there_is_no_report(tmp_path: Path) -> None:
