@@ -15,6 +15,7 @@ from qcompile.compiler.driver.weight_plans import predictions
 from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.quant import FloatSpec, WeightFormat
+from qcompile.compiler.stages.shelf import Shelf
 from qcompile.passes.calibration.samples import Batch, Samples
 from qcompile.passes.calibration.way_back import WayBack
 from qcompile.passes.mixed_precision.trial_store import TrialStore
@@ -103,6 +104,7 @@ def trial_store(work: Build) -> TrialStore:
         predictions(work),
         qcompile.__version__,
     )
-    key = hashlib.sha256(repr(given).encode()).hexdigest()[:16]
-    work.trials = TrialStore(work.folder / f"trials-{key}")
+    key = hashlib.sha256(repr(given).encode()).hexdigest()
+    shelf = Shelf(work.stages, "trials", (key,))
+    work.trials = TrialStore(work.folder / f"trials-{key[:16]}", shelf)
     return work.trials

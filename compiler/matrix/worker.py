@@ -133,7 +133,7 @@ def _build(request: Mapping[str, Any], model: _Model) -> dict[str, Any]:
         "files": files,
         "changed": changed,
         "sha256": file_sha256(bundle.path / FILE),
-        "shared": sorted(stages.hits),
+        "shared": sorted(set(stages.hits)),
     }
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.stages.shelf import NO_SHELF, Shelf
 from qcompile.passes.mixed_precision.weight_damage import Trials, Tried, weight_users
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.store import store_bias
@@ -28,9 +29,11 @@ class TrialStore:
 
     Args:
         folder: Of the files; its name stands for all that they depend on.
+        shelf: Where weights are found that other builds have tried, and are left for others.
     """
 
     folder: Path
+    shelf: Shelf = NO_SHELF
 
     def put(self, name: str, found: Trials) -> None:
         """Keep the trials of a weight."""
@@ -39,16 +42,22 @@ class TrialStore:
             tensors[f"{kind}.{_WEIGHT}"] = _narrow(tried.weight)
             if tried.bias is not None:
                 tensors[f"{kind}.{_BIAS}"] = tried.bias.contiguous().clone()
+        self.shelf.put(name, tensors, dict(found.damage))
+        self._write(name, tensors, found.damage)
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], damage: Mapping[str, float]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self._file(name).with_suffix(".part")
-        save_file(tensors, part, {_DAMAGE: json.dumps(dict(found.damage))})
+        save_file(dict(tensors), part, {_DAMAGE: json.dumps(dict(damage))})
         part.replace(self._file(name))
 
     def damage(self, name: str, kinds: Iterable[str]) -> Mapping[str, float] | None:
         """Return what is known of a weight; ``None`` unless it is known of all these formats."""
         file = self._file(name)
         if not file.is_file():
-            return None
+            if (shared := self.shelf.get(name)) is None:
+                return None
+            self._write(name, shared.tensors, shared.facts)
         try:
             with safe_open(file, "pt") as stored:
                 found: dict[str, float] = json.loads(stored.metadata()[_DAMAGE])

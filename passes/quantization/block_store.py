@@ -8,9 +8,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import Tensor
+
 from qcompile.compiler.ir.stored import StoredBytes
+from qcompile.compiler.stages.shelf import NO_SHELF
 from qcompile.passes.quantization.block_rounding import Blocks
 from qcompile.passes.quantization.records import LayerRecord
+
+_BLOCKS = "blocks"
 
 
 class BlockStore:
@@ -21,20 +26,28 @@ class BlockStore:
 
     Args:
         folder: Is made.
+
+    Attributes:
+        shelf: Where weights are found that other builds have done, and are left for others.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.shelf = NO_SHELF
         folder.mkdir(parents=True, exist_ok=True)
         self._flushing = ThreadPoolExecutor(1)
         self._waiting: dict[str, tuple[StoredBytes, LayerRecord, Future[None]]] = {}
 
     def put(self, name: str, blocks: Blocks, record: LayerRecord) -> StoredBytes:
         """Keep a weight's blocks."""
-        file, rows = self.folder / f"{name}.blocks", len(blocks.data)
+        self.shelf.put(name, {_BLOCKS: blocks.data}, asdict(record))
+        return self._write(name, blocks.data, record)
+
+    def _write(self, name: str, data: Tensor, record: LayerRecord) -> StoredBytes:
+        file, rows = self.folder / f"{name}.blocks", len(data)
         part = file.with_name(f"{file.name}.part")
         with part.open("wb") as stream:
-            stream.write(blocks.data.contiguous().numpy().data)
+            stream.write(data.contiguous().numpy().data)
         part.rename(file)
         done = json.dumps({"rows": rows, "record": asdict(record)}).encode()
         stored = StoredBytes(file, rows)
@@ -51,10 +64,16 @@ class BlockStore:
             return stored, record
         file = self.folder / f"{name}.json"
         if not file.exists():
-            return None
+            return self._shared(name)
         done = json.loads(file.read_text())
         data = StoredBytes(self.folder / f"{name}.blocks", done["rows"])
         return data, LayerRecord(**done["record"])
+
+    def _shared(self, name: str) -> tuple[StoredBytes, LayerRecord] | None:
+        if (found := self.shelf.get(name)) is None:
+            return None
+        record = LayerRecord(**found.facts)
+        return self._write(name, found.tensors[_BLOCKS], record), record
 
     def flush(self) -> None:
         """Wait until all is on disk."""

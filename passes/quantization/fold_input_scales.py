@@ -13,12 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.stages.cache import NO_CACHE, StageCache
+from qcompile.compiler.stages.keys import graph_digest
+from qcompile.compiler.stages.shelf import NO_SHELF, Shelf
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.calibration.walk import Values, Walk, needed_for
@@ -49,6 +53,7 @@ class FoldInputScales(Pass):
         max_bytes: Activations in memory.
         on_progress: Told the share that is done.
         store: Keeps what was chosen, for a build that goes on.
+        stages: Where choices are found that another build has made for an equal graph.
     """
 
     name = "fold-input-scales"
@@ -58,6 +63,7 @@ class FoldInputScales(Pass):
     max_bytes: int = 1 << 30
     on_progress: Callable[[float], None] = field(default=lambda share: None, repr=False)
     store: StepStore | None = field(default=None, repr=False)
+    stages: StageCache = field(default=NO_CACHE, repr=False)
 
     def run(self, graph: Graph) -> int:
         groups = find_groups(graph, self.formats)
@@ -75,17 +81,31 @@ class FoldInputScales(Pass):
 
     def _chosen(self, graph: Graph, groups: list[Group]) -> Mapping[str, Choice]:
         """Return the choice of each group, by its name."""
-        kept = None if self.store is None else self.store.get(self.name)
-        if kept is not None:
+        shelf = self._shelf(graph)
+        if (kept := self._kept(shelf)) is not None:
             factors, facts = kept
             return {n: Choice(f["method"], factors[n], f["tried"]) for n, f in facts.items()}
         chooser = _Chooser(graph, self.formats, groups)
         Walk(graph, self.samples, self.max_bytes, self.on_progress).run(chooser)
+        found = chooser.chosen
+        facts = {n: {"method": c.method, "tried": dict(c.tried)} for n, c in found.items()}
+        tensors = {n: c.factors for n, c in found.items()}
+        shelf.put(self.name, tensors, facts)
         if self.store is not None:
-            found = chooser.chosen
-            facts = {n: {"method": c.method, "tried": dict(c.tried)} for n, c in found.items()}
-            self.store.put(self.name, {n: c.factors for n, c in found.items()}, facts)
-        return chooser.chosen
+            self.store.put(self.name, tensors, facts)
+        return found
+
+    def _kept(self, shelf: Shelf) -> tuple[Mapping[str, Tensor], Any] | None:
+        kept = None if self.store is None else self.store.get(self.name)
+        if kept is None and (shared := shelf.get(self.name)) is not None:
+            kept = dict(shared.tensors), shared.facts
+        return kept
+
+    def _shelf(self, graph: Graph) -> Shelf:
+        if not self.stages:
+            return NO_SHELF
+        formats = {name: str(format) for name, format in self.formats.items()}
+        return Shelf(self.stages, self.name, (graph_digest(graph), self.samples.sha256(), formats))
 
 
 class _Chooser:

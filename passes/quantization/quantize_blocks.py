@@ -13,7 +13,7 @@ samples each weight is rounded by itself, by an imatrix or by magnitude, and mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -23,25 +23,23 @@ from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.heap import give_back
 from qcompile.compiler.ir.ops import DECODE_BLOCKS
-from qcompile.compiler.ir.stored import StoredBytes
+from qcompile.compiler.ir.stored import StoredBytes, digest
 from qcompile.compiler.ir.weights import stand_in
+from qcompile.compiler.stages.cache import NO_CACHE, StageCache
+from qcompile.compiler.stages.keys import graph_digest
+from qcompile.compiler.stages.shelf import NO_SHELF, Shelf
 from qcompile.passes.base import Pass
-from qcompile.passes.calibration.routing import Routed, expert_outputs
 from qcompile.passes.calibration.samples import Samples
-from qcompile.passes.calibration.walk import Values, Walk, needed_for
-from qcompile.passes.quantization.block_experts import expert_moments, round_expert
-from qcompile.passes.quantization.block_layers import Reader, reader, readers, readers_of
-from qcompile.passes.quantization.block_moments import Moments, fitted, judges, moments
+from qcompile.passes.calibration.walk import Walk
+from qcompile.passes.quantization.block_layers import reader, readers, readers_of
+from qcompile.passes.quantization.block_moments import Moments
 from qcompile.passes.quantization.block_rounding import (
     ROWS,
-    Blocks,
-    best_rounding,
-    encode,
     encode_parts,
     naming,
-    round_table,
 )
 from qcompile.passes.quantization.block_store import BlockStore
+from qcompile.passes.quantization.block_walk import BlockRounder, OutputWatch
 from qcompile.passes.quantization.records import LayerRecord, QuantizationLog
 from qcompile.passes.quantization.step_store import StepStore
 from qcompile.passes.quantization.table_moments import keep_moments, kept_moments
@@ -65,6 +63,7 @@ class QuantizeBlocks(Pass):
         feedback: Whether the errors of columns are made good by later ones; else each value is rounded by
             itself, weighted by what the samples say of its input.
         steps: Keeps what the walk for tables found, for a build that goes on.
+        stages: Where weights are found that other builds have rounded.
     """
 
     name = "quantize-blocks"
@@ -78,8 +77,10 @@ class QuantizeBlocks(Pass):
     on_progress: Told = field(default=lambda share: None, repr=False)
     feedback: bool = True
     steps: StepStore | None = field(default=None, repr=False)
+    stages: StageCache = field(default=NO_CACHE, repr=False)
 
     def run(self, graph: Graph) -> int:
+        self.store.shelf = self._shelf(graph)
         try:
             self._round_all(graph)
         finally:
@@ -87,7 +88,21 @@ class QuantizeBlocks(Pass):
         graph.erase_unused()
         return len(self.formats)
 
+    def _shelf(self, graph: Graph) -> Shelf:
+        if not self.stages:
+            return NO_SHELF
+        known = {name: digest(values) for name, values in sorted(self.importance.items())}
+        samples = None if self.samples is None else self.samples.sha256()
+        formats = {name: str(format) for name, format in self.formats.items()}
+        options = [self.by_ggml, self.feedback]
+        return Shelf(
+            self.stages, self.name, (graph_digest(graph), samples, known, formats, options)
+        )
+
     def _round_all(self, graph: Graph) -> None:
+        if self.samples is not None and self._is_done():
+            self._read(graph)
+            return
         tables = self._tied_tables(graph)
         if self.samples is None:
             self._alone(graph)
@@ -95,7 +110,7 @@ class QuantizeBlocks(Pass):
             share = 0.25 if tables else 0.0
             seen = self._outputs_of(graph, tables, self.samples, share)
             walk = Walk(graph, self.samples, self.max_bytes, self._told(share, 1.0))
-            walk.run(_Rounder(self, graph, seen))
+            walk.run(BlockRounder(self, graph, seen))
 
     def ensures(self, graph: Graph) -> None:
         left = [name for name in self.formats if name in graph.weights]
@@ -126,10 +141,21 @@ class QuantizeBlocks(Pass):
             return {}
         if (kept := kept_moments(self.steps)) is not None:
             return kept
-        watch = _Watch({node: name for name, node in tables.items()})
+        watch = OutputWatch({node: name for name, node in tables.items()})
         Walk(graph, samples, self.max_bytes, self._told(0.0, share)).run(watch)
         keep_moments(self.steps, watch.seen)
         return watch.seen
+
+    def _is_done(self) -> bool:
+        return all(self.store.get(name) is not None for name in self.formats)
+
+    def _read(self, graph: Graph) -> None:
+        """Let weights that are all done be read, in the order of the walk."""
+        done: set[str] = set()
+        for layer in (layer for node in graph.nodes for layer in readers_of(node)):
+            if layer.name in self.formats and layer.name not in done:
+                self.decoded(graph, layer.name)
+                done.add(layer.name)
 
     def _alone(self, graph: Graph) -> None:
         for index, name in enumerate(self.formats):
@@ -164,133 +190,6 @@ class QuantizeBlocks(Pass):
         for layer in found_readers:
             layer.node.replace_input_with(layer.weight, new)
         return new
-
-
-class _Watch:
-    """Collects the moments of what some layers read."""
-
-    def __init__(self, layers: Mapping[fx.Node, str]) -> None:
-        self.layers = layers
-        self.needed = needed_for(node.all_input_nodes[0] for node in layers)
-        self.seen: dict[str, tuple[Moments, Moments]] = {}
-
-    def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
-        """Look at a layer's inputs; leave the layer to the walk."""
-        layer = reader(node)
-        if layer is not None and node in self.layers:
-            self.seen[self.layers[node]] = _both(walk, layer)
-        return None if node in self.needed else (node, Values((), ()))
-
-
-class _Rounder:
-    """Takes over linear layers and look-ups whose weights are stored in blocks."""
-
-    def __init__(
-        self, task: QuantizeBlocks, graph: Graph, tables: Mapping[str, tuple[Moments, Moments]]
-    ) -> None:
-        self.task, self.tables = task, tables
-        layers = [layer for node in graph.nodes if (layer := reader(node)) is not None]
-        self.needed = needed_for(o.source for o in layers if o.name in task.formats)
-        self.names: dict[fx.Node, str] = {}
-        self.done: set[str] = set()
-        self.source: fx.Node | None = None
-        self.both: tuple[Moments, Moments] | None = None
-
-    def visit(self, walk: Walk, node: fx.Node) -> tuple[fx.Node, Values] | None:
-        """Round a layer's weights and compute both versions of its output."""
-        layers = readers_of(node)
-        names = [self._stored(walk, layer) for layer in layers]
-        if node not in self.needed:
-            return node, Values((), ())
-        if not any(names):
-            return None
-        if layers[0].expert is not None:
-            return node, self._expert_outputs(walk, node, names)
-        return node, self._outputs(walk, layers[0], names[0])
-
-    def _stored(self, walk: Walk, layer: Reader) -> str:
-        """Let a layer read blocks; return the name of its weight, or nothing if it stays as it is."""
-        name = self.names.get(layer.weight) or layer.name
-        if layer.name in self.task.formats:
-            if self.task.store.get(name) is None:
-                self._round(walk, layer)
-            self.names[self.task.decoded(walk.graph, name)] = name
-            self.done.add(name)
-        return name if name in self.done else ""
-
-    def _round(self, walk: Walk, layer: Reader) -> None:
-        if layer.expert is None:
-            self._keep(walk, layer.name, lambda record: self._rounded(walk, layer, record))
-            return
-        seen = expert_moments(walk, layer.node, layer.expert)
-        for name in self._alike(layer):  # gate and up: what they read is looked at once
-            weight, format = walk.graph.weights[name], self.task.formats[name]
-            self._keep(
-                walk,
-                name,
-                lambda record, w=weight, f=format: round_expert(  # type: ignore[misc]
-                    w, f, seen, record, self.task.feedback
-                ),
-            )
-
-    def _alike(self, layer: Reader) -> list[str]:
-        """Return the weights of an expert that are not done and read the same tokens."""
-        nodes = [n for n in layer.source.users if n.target == layer.node.target]
-        found = [readers_of(n) for n in nodes if n.args[:3] == layer.node.args[:3]]
-        names = [own.name for experts in found for own in experts if own.expert == layer.expert]
-        return [n for n in names if n in self.task.formats and self.task.store.get(n) is None]
-
-    def _keep(self, walk: Walk, name: str, rounded: Callable[[LayerRecord], Blocks]) -> None:
-        record = self.task.record(walk.graph, name)
-        with naming(name):
-            blocks = rounded(record)
-        self.task.store.put(name, blocks, record)
-        give_back()
-
-    def _rounded(self, walk: Walk, layer: Reader, record: LayerRecord) -> Blocks:
-        name, feedback = layer.name, self.task.feedback
-        weight, format = walk.graph.weights[name], self.task.formats[name]
-        if name in self.tables:
-            return round_table(weight, format, *self.tables[name], record, feedback)
-        if not layer.looks_up:
-            return best_rounding(weight, format, *self._moments(walk, layer), record, feedback)
-        blocks = encode(weight, format, None)
-        record.rounding = blocks.method
-        return blocks
-
-    def _moments(self, walk: Walk, layer: Reader) -> tuple[Moments, Moments]:
-        if self.both is None or layer.source is not self.source:
-            self.both = None  # before the next are made: they are large
-            self.source, self.both = layer.source, _both(walk, layer)
-        return self.both
-
-    def _outputs(self, walk: Walk, layer: Reader, name: str) -> Values:
-        exact, decoded = walk.graph.weights[name], self._decoded(name)
-        bias, inputs = walk.graph.constant(layer.bias), walk.values[layer.source]
-        return Values(
-            walk.batches(lambda i: layer(inputs.float[i], exact, bias)),
-            walk.batches(lambda i: layer(inputs.quantized[i], decoded, bias)),
-        )
-
-    def _expert_outputs(self, walk: Walk, node: fx.Node, names: Sequence[str]) -> Values:
-        rows = walk.graph.weights.peek(names[0]).shape[0]
-        exact, prefix = (Routed.of(walk, node, quantized=q) for q in (False, True))
-        weights = (walk.graph.weights[name] for name in names)
-        decoded = (self._decoded(name) for name in names)
-        return Values(
-            expert_outputs(walk, exact, weights, rows), expert_outputs(walk, prefix, decoded, rows)
-        )
-
-    def _decoded(self, name: str) -> Tensor:
-        found = self.task.store.get(name)
-        assert found is not None
-        return self.task.formats[name].decode(found[0].load())
-
-
-def _both(walk: Walk, layer: Reader) -> tuple[Moments, Moments]:
-    """Return the moments of a layer's inputs: of what roundings are fitted to, and of what judges."""
-    inputs, count = walk.values[layer.source], len(walk.samples)
-    return moments(inputs, fitted(count)), moments(inputs, judges(count), judging=True)
 
 
 def _add_stored(graph: Graph, name: str, stored: StoredBytes) -> fx.Node:

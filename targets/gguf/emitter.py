@@ -183,11 +183,18 @@ class GgufEmitter(Emitter):
             on_progress=recipe.on_progress,
             feedback=recipe.rounding != "nearest",
             steps=steps,
+            stages=recipe.stages,
         )
         if recipe.samples is None or recipe.rounding == "nearest":
             return [rounding]
         folding = FoldInputScales(
-            formats, recipe.log, recipe.samples, recipe.max_bytes, recipe.on_progress, steps
+            formats,
+            recipe.log,
+            recipe.samples,
+            recipe.max_bytes,
+            recipe.on_progress,
+            steps,
+            recipe.stages,
         )
         return [folding, rounding]
 

@@ -108,10 +108,10 @@ def test_a_resumed_build_repeats_neither_foldings_nor_statistics(
     monkeypatch.setattr(Walk, "run", counted)
     folder = tmp_path / "tiny.qc"
     build_killed(tiny_source, folder, calibrated(), after=0)
-    assert walked == ["_Chooser", "_Watch", "_Rounder"]
+    assert walked == ["_Chooser", "OutputWatch", "BlockRounder"]
     walked.clear()
     resumed = build(tiny_source, folder, calibrated(resume=True))
-    assert walked == ["_Rounder"]
+    assert walked == ["BlockRounder"]
     assert contents(resumed.path) == contents(language_bundle.path)
     assert os.listdir(tmp_path) == ["tiny.qc"]
 

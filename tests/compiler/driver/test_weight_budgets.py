@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from qcompile.compiler.driver import BuildOptions as Options
-from qcompile.compiler.driver import Bundle, build, planning, weight_trials
+from qcompile.compiler.driver import Bundle, build, planning, weight_damages, weight_trials
 from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.driver.front import front
 from qcompile.compiler.frontend.load import Source, from_module
@@ -25,6 +25,7 @@ from qcompile.compiler.ir.errors import (
     QCompileError,
     TargetError,
 )
+from qcompile.compiler.stages.cache import StageCache
 from qcompile.passes.calibration.way_back import WayBack
 from qcompile.targets.options import BlockOptions
 
@@ -328,3 +329,22 @@ def _twice() -> Source:
 
     shapes = {"image": {0: torch.export.Dim("batch", min=1, max=256)}}
     return from_module(Twice().eval(), {"image": images(2, 0)}, dynamic_shapes=shapes, name="net")
+
+
+def test_another_limit_finds_what_was_tried(
+    source: Source, middle: Bundle, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = StageCache(tmp_path / "cache")
+    size = middle.manifest.sizes["artifact_bytes"]
+    given = options(target, budget=Budget(max_size=size + size // 8))
+    build(source, tmp_path / "larger.qc", given, stages=cache)
+    cache.hits.clear()
+    monkeypatch.setattr(weight_damages, "WayBack", None)  # nothing is measured again
+    given = options(target, budget=Budget(max_size=size))
+    shared = build(source, tmp_path / "shared.qc", given, stages=cache)
+    assert cache.hits.count("trials") == 4
+    monkeypatch.undo()
+    alone = build(source, tmp_path / "alone.qc", given)
+    names = [f.relative_to(alone.path) for f in alone.path.rglob("*") if f.is_file()]
+    for name in names:
+        assert (shared.path / name).read_bytes() == (alone.path / name).read_bytes()
