@@ -32,6 +32,10 @@ ENGINE_DIFFERING = 0.25
 """Share of codes of one value that may differ by one: integer adds round twice, softmax is a table
 (measured: 0.1 % after convolutions, 6 % after softmax). A zero point that is off by one gives 100 %."""
 
+OUTPUT_LIMIT_DB = 10.0
+"""For the artifact's outputs as a whole against the quantized graph, where quantization itself leaves more:
+values are compared one by one, given those before them, and would not show another model's outputs."""
+
 FLOAT_ENGINE_LIMIT_DB = {32: 60.0, 16: 35.0}
 """For float outputs of a graph that computes in so many bits."""
 
@@ -93,7 +97,10 @@ def gates(
     found = [
         _at_least("export", EXPORT_LIMIT_DB, worst_db(parity["export"]), "float graph and PyTorch")
     ]
-    found += [_engine_gate(parity["engine"], float_bits)]
+    found += [engine_gate(parity["engine"], float_bits)]
+    limit, worst = parity["vectors_min_sqnr_db"], worst_db(parity["engine_outputs"])
+    of = "the artifact and the quantized graph"
+    found += [_at_least("engine-outputs", min(OUTPUT_LIMIT_DB, limit), worst, of)]
     if min_sqnr is not None:
         worst = worst_db(parity["total"])
         found.append(_at_least("min-sqnr", min_sqnr, worst, "the artifact and PyTorch"))
@@ -109,7 +116,8 @@ def _at_least(gate: str, limit: float, measured: float | None, of: str) -> dict[
     }  # fmt: skip
 
 
-def _engine_gate(rows: list[dict[str, Any]], float_bits: int) -> dict[str, Any]:
+def engine_gate(rows: Sequence[Mapping[str, Any]], float_bits: int) -> dict[str, Any]:
+    """Return the gate of the values that were compared one by one."""
     limit = FLOAT_ENGINE_LIMIT_DB[float_bits]
     bad = [row for row in rows if not _engine_row_passes(row, limit)]
     codes = [row["largest"] for row in rows if row["sqnr_db"] is None and not row.get("exact")]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qcompile.compiler.driver.parity import gates
+from qcompile.compiler.driver.parity import engine_gate
 from qcompile.compiler.frontend.trace import trace
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.interface import Interface
@@ -154,10 +154,7 @@ class Emission:
 
     def gate(self) -> dict[str, Any]:
         """Return the engine gate, as a build applies it."""
-        equal = {"output": {"sqnr_db": None, "largest": 0.0}}
-        parity = {"export": equal, "total": equal, "engine": self.rows}
-        (gate,) = [g for g in gates(parity, self.float_bits, None) if g["gate"] == "engine"]
-        return gate
+        return engine_gate(self.rows, self.float_bits)
 
     def run(self) -> dict[str, Any]:
         """Return the package's outputs by the graph's names, from the reference interpreter."""

@@ -35,13 +35,7 @@ def _rows(lowered: Any) -> list[dict[str, Any]]:
 
 
 def _gate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    equal = {"output": {"sqnr_db": None, "largest": 0.0}}
-    (gate,) = [
-        g
-        for g in parity.gates({"export": equal, "total": equal, "engine": rows}, 32, None)
-        if g["gate"] == "engine"
-    ]
-    return gate
+    return parity.engine_gate(rows, 32)
 
 
 @pytest.mark.parametrize("device", ["x86-avx512-vnni", "x86-avx2", "raspberry-pi-5"])
