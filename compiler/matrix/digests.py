@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import qcompile
+from qcompile.compiler.matrix.known_digests import file_digest
 from qcompile.compiler.stages.sources import own_digest
-from qcompile.runtime.manifest import file_sha256
 from qcompile.targets.device import load_device
 from qcompile.targets.formats import emitter_names
 
@@ -49,7 +49,7 @@ class Digests:
         try:
             if name.endswith(LISTING):
                 return _sha256(json.dumps(sorted(filter(is_input, os.listdir(path)))))
-            return file_sha256(path)
+            return file_digest(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
