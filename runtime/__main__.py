@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qcompile.runtime import latency, vectors
 from qcompile.runtime.errors import QCompileError
+from qcompile.runtime.manifest import FILE, file_sha256
 from qcompile.runtime.session import Session
 
 
@@ -36,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _answer(given)
         session = Session(given.bundle, threads=given.threads)
         if given.bench:
-            print(json.dumps(vars(latency.measure(session))))
+            of = {"manifest": file_sha256(session.folder / FILE), "threads": given.threads}
+            print(json.dumps({**vars(latency.measure(session)), **of}))
             return 0
         if given.input:
             return _run(session, given.input, given.output)

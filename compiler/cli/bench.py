@@ -21,10 +21,12 @@ from qcompile.compiler.cli.common import console, print_json, reports_errors
 def command(bundle: Path, threads: int, runs: int, as_json: bool) -> None:
     """Measure latency percentiles, load time and peak memory, in a process of their own."""
     from qcompile.compiler.driver.bench import bench
+    from qcompile.runtime.manifest import FILE, file_sha256
 
     found = bench(bundle, threads=threads, runs=runs)
     if as_json:
-        print_json(vars(found))
+        of = {"manifest": file_sha256(bundle / FILE), "threads": threads}
+        print_json({**vars(found), **of})
         return
     out = console()
     out.print(f"latency  p50 {found.p50:.0f} us, p90 {found.p90:.0f} us, p99 {found.p99:.0f} us "

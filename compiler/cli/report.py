@@ -22,6 +22,8 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("-o", "--output", type=_FILE, help="Write one HTML file, which needs no network.")
 @click.option("--baseline", metavar="DIR|URL", help="Compare with the bundles in a folder.")
+@click.option("--bench", "benches", type=_FILE, multiple=True, metavar="FILE",
+              help="A latency: what `qcompile bench BUNDLE --json` printed; repeatable.")  # fmt: skip
 @click.option("--junit", type=_FILE, metavar="FILE", help="Write JUnit XML: a test a gate.")
 @click.option("--markdown", type=_FILE, metavar="FILE", help="Write a summary for a pull request.")
 @click.option("--sarif", type=_FILE, metavar="FILE", help="Write findings as SARIF 2.1.0.")
@@ -30,6 +32,7 @@ def command(
     bundles: tuple[Path, ...],
     output: Path | None,
     baseline: str | None,
+    benches: tuple[Path, ...],
     junit: Path | None,
     markdown: Path | None,
     sarif: Path | None,
@@ -45,7 +48,7 @@ def command(
         raise click.UsageError(
             "nothing to write: give --output, --junit, --markdown, --sarif or --json"
         )
-    found = _write(bundles, baseline, wanted)
+    found = _write(bundles, baseline, benches, wanted)
     if as_json:
         from qcompile.compiler.report.data import report_data
 
@@ -55,7 +58,12 @@ def command(
     sys.exit(0 if found.passed else 1)
 
 
-def _write(bundles: tuple[Path, ...], baseline: str | None, wanted: dict[str, Path]) -> Report:
+def _write(
+    bundles: tuple[Path, ...],
+    baseline: str | None,
+    benches: tuple[Path, ...],
+    wanted: dict[str, Path],
+) -> Report:
     """Read the bundles and write the files; nothing is written if one of them cannot be."""
     from qcompile.compiler.report import files, junit, markdown, page, sarif
     from qcompile.compiler.report.reports import make_report
@@ -64,7 +72,7 @@ def _write(bundles: tuple[Path, ...], baseline: str | None, wanted: dict[str, Pa
         "--output": page.page, "--junit": junit.junit, "--markdown": markdown.markdown,
         "--sarif": sarif.sarif,
     }  # fmt: skip
-    found = make_report(bundles, baseline)
+    found = make_report(bundles, baseline, benches)
     read = [*found.entries, *(change.before for change in found.differences)]
     files.check_files(wanted, [entry.folder for entry in read])
     texts = {file: writers[option](found) for option, file in wanted.items()}

@@ -28,7 +28,6 @@ from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.errors import CalibrationError, OutputError, TargetError
 
-POINTS = 16
 PLOTS = (".svg", ".html")
 
 
@@ -124,12 +123,11 @@ def front(source: Source, options: BuildOptions, progress: Progress | None = Non
         work.folder = Path(folder)
         work.samples, work.read = calibration_samples(source, target, options)
         float_graph(work)
-        cost = TIME if options.budget.needs_times else BYTES
         problem = planning.measured_problem(work)
-        plans = problem.front(POINTS, cost)
+        plans = problem.front()
         if target.emitter.has_kernels:
             plans = weight_sizes.front(work, problem, plans)
-    return Front(source.name, target.name, tuple(plans), cost)
+    return Front(source.name, target.name, tuple(plans), problem.front_cost)
 
 
 def _cells(plan: Plan) -> list[str]:

@@ -30,6 +30,8 @@ from qcompile.targets.plans import TensorChoices, TokenTimes
 
 SCHEMA = 1
 BYTES, DAMAGE, TIME = "bytes", "damage", "milliseconds"
+FRONT_POINTS = 16
+"""Plans of a front."""
 _MILLION = 1e6
 MEASURES = {"kl": "KL divergence", "error": "relative error"}
 """What damage is."""
@@ -212,9 +214,14 @@ class Problem:
             None if self.times is None else found.totals[TIME] + self.times.rest,
         )
 
-    def front(self, points: int, cost: str = BYTES) -> list[Plan]:
+    @property
+    def front_cost(self) -> str:
+        """What grows along the front: the time, where it counts."""
+        return BYTES if self.times is None else TIME
+
+    def front(self, points: int = FRONT_POINTS) -> list[Plan]:
         """Return so many plans, the cheapest first: the least damage at each sum of a cost."""
-        items = self.items()
+        items, cost = self.items(), self.front_cost
         least, most = (sum(f(c.costs[cost] for c in i.choices) for i in items) for f in (min, max))
         limits = [least * (most / least) ** (k / (points - 1)) for k in range(points)]
         if cost == BYTES:

@@ -26,7 +26,7 @@ from qcompile.compiler.driver import (
 )
 from qcompile.compiler.driver.closeness import Closeness
 from qcompile.compiler.driver.damage import measure_damage
-from qcompile.compiler.driver.plan import Plan, Problem, with_plan
+from qcompile.compiler.driver.plan import BYTES, DAMAGE, TIME, Plan, Problem, with_plan
 from qcompile.compiler.driver.weight_damages import measure_weights
 from qcompile.runtime.manifest import Manifest
 from qcompile.targets.options import DEFAULT_ACTIVATIONS, BlockOptions
@@ -186,7 +186,8 @@ def measure(work: Build, stage: Path, manifest: Manifest) -> Manifest:
         kl = planned.measured.mean
         gates.append(running.gate("max-kl", budget.max_kl, kl, f"nats a {unit} of KL divergence"))
     planned.gates, planned.bytes = {gate["gate"]: gate for gate in gates}, size
-    return dataclasses.replace(manifest, gates=tuple(gates), plan=planned.as_json())
+    plan = {**planned.as_json(), "front": _front(planned)}
+    return dataclasses.replace(manifest, gates=tuple(gates), plan=plan)
 
 
 def repair(work: Build) -> bool:
@@ -210,6 +211,12 @@ def save(work: Build) -> None:
     """Write the plan where the user wants it."""
     if work.planned is not None and work.options.save_plan is not None:
         work.planned.plan.save(work.options.save_plan)
+
+
+def _front(planned: Planned) -> list[dict[str, Any]]:
+    """Return what the best plans of all sizes or times cost, by prediction; none of a plan that was read."""
+    plans = [] if planned.problem is None else planned.problem.front()
+    return [{name: getattr(plan, name) for name in (BYTES, DAMAGE, TIME)} for plan in plans]
 
 
 def _correct_scale(work: Build, planned: Planned, problem: Problem) -> bool:

@@ -11,14 +11,14 @@ from pathlib import Path, PurePath
 
 from qcompile.compiler.report import layers as rows
 from qcompile.compiler.report.figures import count, number, optional, plain, text
+from qcompile.compiler.report.fronts import Front, front
+from qcompile.compiler.report.latencies import Latency, of_build
 from qcompile.compiler.report.samples import Samples, samples
 from qcompile.runtime import manifest as manifests
 from qcompile.runtime.errors import BundleError
 from qcompile.runtime.manifest import FILE, Manifest
 
 _ENDINGS = (".rejected", ".qc")
-_LATENCY = "ms a token, the limit"
-"""In the message of a gate whose time was measured; others were computed from bytes."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Entry:
         folder: The bundle; of one at a URL a path where nothing is.
         manifest: What it holds.
         samples: Predictions of the float model and the artifact.
+        bench: What ``qcompile bench`` measured.
     """
 
     label: str
     folder: Path
     manifest: Manifest
     samples: Samples
+    bench: Latency | None = None
 
     @property
     def identity(self) -> tuple[str, str, str, str]:
@@ -124,14 +126,14 @@ class Entry:
         return min((o.total_db for o in self.outputs if o.total_db is not None), default=None)
 
     @property
-    def latency_ms(self) -> float | None:
-        """Measured milliseconds a token; ``None`` where the build measured no time."""
-        found = (
-            g
-            for g in self.manifest.gates
-            if g["gate"] == "max-latency" and _LATENCY in g["message"]
-        )
-        return next((number(g["measured"]) for g in found), None)
+    def latency(self) -> Latency | None:
+        """What was measured; ``None`` where nobody measured a time."""
+        return self.bench or of_build(self.manifest)
+
+    @cached_property
+    def front(self) -> Front | None:
+        """What other budgets would have bought, by prediction."""
+        return front(self.manifest)
 
     @property
     def ram_bytes(self) -> float | None:

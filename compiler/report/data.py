@@ -11,7 +11,7 @@ from qcompile.compiler.report.findings import Finding
 from qcompile.compiler.report.reports import Report
 from qcompile.compiler.report.runs import Outputs
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def report_data(report: Report) -> dict[str, Any]:
@@ -57,12 +57,13 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "float_bytes": entry.float_bytes,
         "bits_per_weight": entry.bits,
         "sqnr_db": entry.total_db,
-        "latency_ms": entry.latency_ms,
+        "latency": asdict(entry.latency) if entry.latency else None,
         "ram_bytes": entry.ram_bytes,
         "quality": [asdict(row) for row in entry.quality],
         "outputs": [asdict(row) for row in entry.outputs],
         "layers": [{**asdict(row), "bits": row.bits} for row in entry.layers],
         "plan": [asdict(row) for row in entry.planned],
+        "front": asdict(entry.front) if entry.front else None,
         "engine_values": [asdict(row) for row in entry.values],
         "predictions": [asdict(row) for row in entry.samples.predictions],
         "tokens": [asdict(row) for row in entry.samples.tokens],

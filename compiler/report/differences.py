@@ -10,6 +10,7 @@ from typing import Any
 
 from qcompile.compiler.report.bundles import Entry
 from qcompile.compiler.report.figures import difference, plain
+from qcompile.compiler.report.latencies import Latency
 from qcompile.compiler.report.layers import Layer
 
 WORSE_DB = 0.1
@@ -149,7 +150,7 @@ class Difference:
         rows = [
             Figure("artifact", "bytes", a.bytes, b.bytes),
             Figure("bits a weight", "bits", a.bits, b.bits, 2),
-            Figure("latency", "ms a token", a.latency_ms, b.latency_ms, 2),
+            *_latencies(a.latency, b.latency),
             Figure("memory", "bytes", a.ram_bytes, b.ram_bytes),
             *self._outputs(),
             *self._metrics(),
@@ -209,6 +210,15 @@ class Difference:
     def _metrics(self) -> list[Figure]:
         a, b = ({q.name: q.after for q in e.quality} for e in (self.before, self.after))
         return [Figure(n, "", a.get(n), b.get(n), 2) for n in sorted(a.keys() | b.keys())]
+
+
+def _latencies(before: Latency | None, after: Latency | None) -> list[Figure]:
+    """Return the latencies, if they are of one kind: those of two machines say nothing about two bundles."""
+    known = [latency for latency in (before, after) if latency]
+    if len({(latency.of, latency.where) for latency in known}) != 1:
+        return []
+    old, new = (latency.ms if latency else None for latency in (before, after))
+    return [Figure("latency", known[0].unit, old, new, digits=3)]
 
 
 def _settings(entry: Entry) -> dict[str, str]:

@@ -40,7 +40,7 @@ def _matrix(report: Report) -> tuple[list[str], list[list[str]]]:
     """Return the heading and a row a bundle; columns that no bundle fills are left out."""
     metrics = sorted({q.name for entry in report.entries for q in entry.quality})
     heading = ["bundle", "target", "format", "bytes", "bits a weight", "SQNR dB"]
-    heading += [*map(escaped, metrics), "ms a token", "gates"]
+    heading += [*map(escaped, metrics), "latency", "gates"]
     rows = [_row(entry, metrics) for entry in report.entries]
     kept = [k for k in range(len(heading)) if any(row[k] for row in rows)]
     return [heading[k] for k in kept], [[row[k] for k in kept] for row in rows]
@@ -55,7 +55,7 @@ def _row(entry: Entry, metrics: Sequence[str]) -> list[str]:
         "" if entry.bits is None else f"{entry.bits:.2f}",
         "equal" if entry.total_db is None else decibels(entry.total_db),
         *(values.get(name, "") for name in metrics),
-        "" if entry.latency_ms is None else short(entry.latency_ms),
+        f"{short(entry.latency.ms)} {entry.latency.unit}" if entry.latency else "",
         "✅" if not failed else f"❌ {escaped(', '.join(failed))}",
     ]  # fmt: skip
 

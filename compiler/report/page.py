@@ -91,7 +91,7 @@ def _columns(report: Report) -> dict[str, Any]:
     """Return which columns the matrix has besides: those that some bundle fills."""
     filled = {
         "quality": any(entry.quality for entry in report.entries),
-        "ms a token": any(entry.latency_ms is not None for entry in report.entries),
+        "latency ms": any(entry.latency for entry in report.entries),
         "memory": any(entry.ram_bytes is not None for entry in report.entries),
     }
     names = zip(("has_quality", "has_latency", "has_ram"), filled.values(), strict=True)
@@ -106,6 +106,7 @@ def _fronts(report: Report) -> Iterator[str]:
 
 def _plots(entry: Entry) -> list[Markup]:
     found = [
+        pictures.plan_front(entry.front, _measure(entry)),
         pictures.layer_errors(entry.layers),
         *map(pictures.output_errors, entry.samples.errors),
     ]

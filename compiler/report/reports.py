@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from qcompile.compiler.report.baselines import read_baseline
 from qcompile.compiler.report.bundles import Entry, open_entries
 from qcompile.compiler.report.differences import Difference
 from qcompile.compiler.report.findings import Finding, of_bundle, of_difference
+from qcompile.compiler.report.latencies import read_benches
+from qcompile.runtime.errors import BundleError
+from qcompile.runtime.manifest import FILE, file_sha256
 
 
 @dataclass(frozen=True)
@@ -60,18 +63,21 @@ class Report:
         return f"{count} {noun}; {failed} {'fails' if failed == 1 else 'fail'} a gate"
 
 
-def make_report(bundles: Sequence[Path], baseline: str | None = None) -> Report:
+def make_report(
+    bundles: Sequence[Path], baseline: str | None = None, benches: Sequence[Path] = ()
+) -> Report:
     """Read bundles.
 
     Args:
         bundles: Bundles, or folders of bundles.
         baseline: A bundle or a folder of bundles from before, or the URL of one.
+        benches: Files with latencies that were measured of the bundles.
 
     Raises:
         BundleError: One cannot be read, or is given twice.
         RemoteError: The URL cannot be read.
     """
-    entries = open_entries(bundles)
+    entries = _measured(open_entries(bundles), benches)
     if baseline is None:
         return Report(entries)
     old = read_baseline(baseline)
@@ -84,6 +90,25 @@ def make_report(bundles: Sequence[Path], baseline: str | None = None) -> Report:
         tuple(e.label for e in old if id(e) not in known),
         compared=True,
     )
+
+
+def _measured(entries: tuple[Entry, ...], files: Sequence[Path]) -> tuple[Entry, ...]:
+    """Return bundles with their latencies.
+
+    Raises:
+        BundleError: A latency was measured of none of them.
+    """
+    if not files:
+        return entries
+    benches = read_benches(files)
+    digests = [file_sha256(entry.folder / FILE) for entry in entries]
+    if strangers := benches.keys() - {*digests}:
+        raise BundleError(
+            f"{len(strangers)} of {len(benches)} latencies were measured of other bundles than these: "
+            "measure again with `qcompile bench BUNDLE --json`"
+        )
+    found = zip(entries, digests, strict=True)
+    return tuple(replace(entry, bench=benches.get(digest)) for entry, digest in found)
 
 
 def _pairs(old: Sequence[Entry], new: Sequence[Entry]) -> list[tuple[Entry, Entry]]:

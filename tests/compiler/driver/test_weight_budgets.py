@@ -133,6 +133,10 @@ def test_what_is_said_of_a_plan(middle: Bundle) -> None:
         if n in layers
     )
     assert any(row["better"] for row in plan["rows"])
+    sizes, damages = ([point[key] for point in plan["front"]] for key in ("bytes", "damage"))
+    assert sizes == sorted(sizes)
+    assert damages == sorted(damages, reverse=True)
+    assert sizes[0] < plan["bytes"] < sizes[-1]
     assert "predicted KL divergence" in repr(middle)
 
 
@@ -150,6 +154,7 @@ def test_a_saved_plan_is_built(source: Source, target: str, middle: Bundle, tmp_
     given = options(target, plan_file=middle.path.parent / "plan.json")
     again = build(source, tmp_path / "a.qc", given)
 
+    assert again.manifest.plan["front"] == []
     artifact = {n: f for n, f in again.manifest.files.items() if n.startswith("model.")}
     assert artifact == {n: f for n, f in middle.manifest.files.items() if n.startswith("model.")}
 

@@ -25,7 +25,7 @@ NAMES = [f"blocks.{k}.conv.weight" for k in (2, 10, 1)]
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
     playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     if program is None:
         pytest.skip("chromium is not installed: apt-get install chromium")
     with playwright.sync_playwright() as driver:
@@ -44,11 +44,17 @@ def edit(manifest: dict[str, Any]) -> None:
     ]
 
 
+def planned(manifest: dict[str, Any]) -> None:
+    """Give it a plan with a front, whose picture is then on the page."""
+    front = [{"bytes": 9**k, "damage": 0.3**k, "milliseconds": None} for k in range(3, 7)]
+    manifest["plan"] = {"bytes": 800, "damage": 0.04, "measure": "kl", "front": front}
+
+
 @pytest.fixture
 def file(variant: Variant) -> Path:
     """A report of two bundles and their baseline."""
     variant("old/a.qc")
-    report = make_report([variant("a.qc", edit), variant("b.qc")], "old")
+    report = make_report([variant("a.qc", edit), variant("b.qc", planned)], "old")
     path = Path("r.html").absolute()
     path.write_text(page(report))
     return path
@@ -109,6 +115,7 @@ def test_anyone_can_read_it(browser: Any, file: Path, theme: str) -> None:
     tab.goto(file.as_uri())
     tab.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
     found = axe.run(tab).response
+    assert tab.locator("svg", has_text="The best plan of each size").count() == 1
     bad = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
     assert [(v["id"], v["nodes"][0]["html"]) for v in bad] == []
     assert "color-contrast" in {rule["id"] for rule in found["passes"]}
