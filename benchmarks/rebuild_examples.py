@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +40,16 @@ def rebuilt(model: Path, given: tuple[str, ...], *options: str) -> tuple[str, bo
     """Build a bundle twice; return its row, and whether every byte is the same."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "a" / "model.qc"
-        start = time.perf_counter()
         built = qcompile(bundle.parent, model, *options, *given, "-o", bundle, threads=1, seed=1)
         if "manifest" not in built:
             raise SystemExit(f"{model.stem}: {built['error']}")
-        seconds = time.perf_counter() - start
         elsewhere = Path(folder) / "b" / "c"
         again = qcompile(elsewhere, "rebuild", bundle, "--model", model, *given, threads=2, seed=2)
         manifest = built["manifest"]
         differing = ", ".join(row["what"] for row in again["differences"]) or "none"
         size = sum(file["bytes"] for file in manifest["files"].values())
         cells = [model.stem, manifest["target"], f"{manifest['format']} {manifest['precision']}",
-                 str(len(manifest["files"]) + 1), f"{size:,}", f"{seconds:.0f}", differing]  # fmt: skip
+                 str(len(manifest["files"]) + 1), f"{size:,}", differing]  # fmt: skip
         return f"| {' | '.join(cells)} |", again["identical"]
 
 
@@ -61,8 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("models", nargs="*", help="of the examples; all by default")
     wanted = parser.parse_args().models or [*MODELS, "language_model"]
-    print("| example | target | format | files | bytes | seconds to build | files that differ |")
-    print("| --- | --- | --- | ---: | ---: | ---: | --- |")
+    print("| example | target | format | files | bytes | files that differ |")
+    print("| --- | --- | --- | ---: | ---: | --- |")
     same = []
     for name in sorted({*wanted} & {*MODELS}):
         for format, target in FORMATS.items():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import tree_sitter_kotlin
 import tree_sitter_swift
 from tree_sitter import Language, Node, Parser
+
+from qcompile.compiler.matrix.read import parse
 
 APP = Path(__file__).parents[2] / "examples" / "app"
 PARSERS = {
@@ -34,3 +37,19 @@ def test_it_parses(file: Path) -> None:
 
 def test_all_are_here() -> None:
     assert len(FILES) == 5
+
+
+def test_the_builds_are_those_that_the_projects_name() -> None:
+    file = APP / "qcompile.toml"
+    names = {cell.name for cell in parse(file.read_text(), file).cells}
+    texts = [f.read_text() for f in APP.rglob("*") if f.suffix in (".kts", ".swift")]
+    used = {name for text in texts for name in re.findall(r"build/([\w-]+)\.qc", text)}
+    assert used == {"digits-pixel-8", "digits-apple-a17-pro"}
+    project = (APP / "cmake" / "CMakeLists.txt").read_text()
+    target = re.search(r"set\(TARGET (\S+) CACHE", project)
+    models = re.search(r"foreach\(model (.*)\)", project)
+    assert target
+    assert models
+    used |= {f"{model}-{target[1]}" for model in models[1].split()}
+    assert used <= names
+    assert len(names) == 6

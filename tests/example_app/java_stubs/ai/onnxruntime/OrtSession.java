@@ -4,7 +4,7 @@ import java.io.DataInputStream;
 import java.io.IOException;
 import java.nio.FloatBuffer;
 import java.nio.file.Files;
-import java.nio.file.Path;
+import java.nio.file.Paths;
 import java.util.Arrays;
 import java.util.Map;
 import java.util.TreeMap;
@@ -44,7 +44,7 @@ public class OrtSession implements AutoCloseable {
         String sizes = Arrays.stream(given.shape).mapToObj(Long::toString).collect(Collectors.joining(","));
         System.out.println(input.getKey() + "[" + sizes + "]");
         try (DataInputStream answers =
-                new DataInputStream(Files.newInputStream(Path.of(System.getProperty("answers"))))) {
+                new DataInputStream(Files.newInputStream(Paths.get(System.getProperty("answers"))))) {
             for (int k = 0; k < given.data.remaining(); k++) {
                 if (answers.readFloat() != given.data.get(k)) {
                     throw new IllegalStateException("input " + k + " is another one");
@@ -54,7 +54,7 @@ public class OrtSession implements AutoCloseable {
             while (output.hasRemaining()) {
                 output.put(answers.readFloat());
             }
-            return new Result(new OnnxTensor(output.rewind(), new long[0]));
+            return new Result(new OnnxTensor((FloatBuffer) output.rewind(), new long[0]));
         } catch (IOException error) {
             throw new IllegalStateException(error);
         }
