@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from qcompile.compiler.matrix import processes
+from qcompile.compiler.matrix.build import build
+from qcompile.compiler.matrix.read import read
 
 THREE = """
 [models.good]
@@ -103,3 +108,14 @@ def test_a_cache_that_cannot_be_written(three: Any) -> None:
     (three.folder.parent / "file").touch()
     _, said = three.run("build", "--only", INT8, "--cache-dir", "../file/cache")
     assert "file/cache cannot be written (Not a directory): nothing is kept" in said
+
+
+def test_where_processes_cannot_be_forked(three: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    three.run("build")
+    forked = three.content("build")
+    program = "import qcompile.compiler.matrix.worker as w; w.CAN_FORK = False; w.main()"
+    monkeypatch.setattr(processes, "_COMMAND", (sys.executable, "-P", "-c", program))
+    monkeypatch.chdir(three.folder)
+    outcomes = build(read(Path("qcompile.toml")), force=True, jobs=2)
+    assert [outcome.result for outcome in outcomes] == ["built"] * 3
+    assert three.content("build") == forked
