@@ -111,6 +111,11 @@ def _check_targets(settings: Settings, root: Path, problems: Problems, *, whole:
                 problems.add(key, str(error).replace(f"{root}{os.sep}", ""))
 
 
+_OF_PRECISIONS = (
+    "; precision names builds here, and precisions are listed in [matrix] or [targets.NAME]"
+)
+
+
 def _check_builds(settings: Settings, problems: Problems) -> None:
     everything, found = list(possible(settings)), cells(settings)
     for kind in ("exclude", "override"):
@@ -119,8 +124,8 @@ def _check_builds(settings: Settings, problems: Problems) -> None:
             if where.model is None and where.target is None and where.precision is None:
                 problems.add(key, f"{dotted(key)} has none of model, target and precision")
             elif everything and not any(matches(where, c) for c in everything):
-                problems.add(key, f"{dotted(key)} fits no build; there are: "
-                             f"{', '.join(c.name for c in everything)}")  # fmt: skip
+                said = f"{dotted(key)} fits no build; there are: {', '.join(c.name for c in everything)}"
+                problems.add(key, said + (_OF_PRECISIONS if where.precision else ""))
     for name, count in Counter(c.name for c in found).items():
         if count > 1:
             problems.add(
