@@ -1,6 +1,7 @@
 """Does ``qcompile rebuild`` give the same bytes, for every example and format?
 
-Each bundle is built with one thread, and made again in another process, folder and order of hashes with two.
+Each bundle is built with one thread, and made again in another process, folder and order of hashes with two;
+neither finds anything in a cache.
 Prints a row a bundle; the exit code is 1 if a byte differs.
 
 python benchmarks/rebuild_examples.py [resnet ...]
@@ -27,7 +28,12 @@ TEXTS = ("--calibrate", str(EXAMPLES / "language_model" / "calibration.txt"))
 def qcompile(folder: Path, *arguments: str | Path, threads: int, seed: int) -> dict[str, Any]:
     """Run a verb with --json in a process of its own; return the data."""
     folder.mkdir(parents=True, exist_ok=True)
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(seed)}
+    own = {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONHASHSEED": str(seed),
+        "XDG_CACHE_HOME": str(folder),
+    }
+    env = {**os.environ, **own}
     command = [sys.executable, "-P", "-m", "qcompile", *map(str, arguments), "--json"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if not done.stdout:

@@ -84,8 +84,8 @@ class Manifest:
         notes: What is not as one might expect, a sentence each (schema 2).
         foldings: Factors that were moved into the columns of layers: what took them up, which layers,
             and the error with them by that without (schema 3).
-        plan: The format of each tensor under a budget, or the layers of integer arithmetic that stay
-            float, why, and what was predicted and measured (schema 3).
+        plan: The format of each tensor under a budget and the front that it was chosen from, or the layers
+            of integer arithmetic that stay float, why, and what was predicted and measured (schema 3).
     """
 
     name: str

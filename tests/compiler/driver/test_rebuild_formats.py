@@ -33,9 +33,14 @@ PACKAGES = {"onnx": "onnxruntime", "coreml": "coremltools", "tvm": "tvm", "gguf"
 
 
 def qcompile(folder: Path, *arguments: str | Path, threads: int, seed: int) -> dict[str, object]:
-    """Run a verb with --json in a process and a folder of its own."""
+    """Run a verb with --json in a process and a folder of its own, with no cache of another run."""
     folder.mkdir(parents=True)
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(seed)}
+    own = {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONHASHSEED": str(seed),
+        "XDG_CACHE_HOME": str(folder),
+    }
+    env = {**os.environ, **own}
     command = [sys.executable, "-P", "-m", "qcompile", *map(str, arguments), "--json"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.stdout, done.stderr
