@@ -52,6 +52,8 @@ class Emitter(RunningCosts, ABC):
     """Whether an artifact is linked from objects that a user may want."""
     has_kernels: ClassVar[bool] = False
     """Whether an artifact's bytes depend on which weights share a format, for code is in it."""
+    decodes_weights: ClassVar[bool] = False
+    """Whether a layer may compute in float with its weight in codes beside layers in integers."""
     takes_checkpoints: ClassVar[bool] = False
     """Whether it stores language models, from their directories, and nothing else."""
 

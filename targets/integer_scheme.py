@@ -57,7 +57,12 @@ def quantized(recipe: Recipe, ops: IntegerOps) -> list[Pass]:
     assert scheme.weight is not None
     return [
         InsertObservers(
-            ops, scheme.activation, scheme.weight, recipe.keep_float, formats=recipe.formats
+            ops,
+            scheme.activation,
+            scheme.weight,
+            recipe.keep_float,
+            recipe.weights_alone,
+            recipe.formats,
         ),
         Quantize(
             recipe.samples,

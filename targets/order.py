@@ -76,6 +76,7 @@ class Recipe:
         log: Filled in by quantization.
         rounding: See ``Quantize``.
         keep_float: Weights whose layers stay float.
+        weights_alone: Weights in codes whose layers compute in float beside others in integers.
         max_bytes: Activations in memory.
         on_progress: Told the share of calibration that is done.
         checkpoint: Where a language model came from.
@@ -91,6 +92,7 @@ class Recipe:
     log: QuantizationLog
     rounding: str = "gptq"
     keep_float: frozenset[str] = frozenset()
+    weights_alone: frozenset[str] = frozenset()
     max_bytes: int = 1 << 30
     on_progress: Any = field(default=lambda share: None)
     checkpoint: Checkpoint | None = None

@@ -25,7 +25,7 @@ from qcompile.compiler.driver import (
 )
 from qcompile.compiler.driver.bundle import Bundle
 from qcompile.compiler.driver.closeness import Predictions
-from qcompile.compiler.driver.float_layers import FloatLayers
+from qcompile.compiler.driver.float_search import FloatLayers
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.driver.target import Target
@@ -159,9 +159,9 @@ def build(
 
 def _attempt(work: Build, stage: Path) -> Manifest:
     """Make a bundle in ``stage`` and measure it; return what its manifest says."""
-    work.log, work.records = QuantizationLog(), []
-    with work.stage("passes"):
-        run_passes(work)
+    _quantize(work)
+    while float_layers.foreseen(work):
+        _quantize(work)
     with work.stage("emit"):
         assert work.quantized is not None
         emitted = work.target.emitter.emit(work.quantized, stage, _order(work))
@@ -170,6 +170,13 @@ def _attempt(work: Build, stage: Path) -> Manifest:
         manifest = verification.verify(work, stage, emitted)
     with work.stage("evaluate"):
         return planning.measure(work, stage, quality.evaluate(work, stage, manifest))
+
+
+def _quantize(work: Build) -> None:
+    """Make both graphs anew."""
+    work.log, work.records = QuantizationLog(), []
+    with work.stage("passes"):
+        run_passes(work)
 
 
 def _order(work: Build) -> Order:
@@ -249,6 +256,7 @@ def run_passes(work: Build) -> None:
         log=work.log,
         rounding=work.options.rounding,
         keep_float=float_layers.kept(work),
+        weights_alone=float_layers.coded(work),
         max_bytes=max_bytes,
         on_progress=work.progress.share,
         checkpoint=work.source.checkpoint,

@@ -9,18 +9,20 @@ built as ``--ignore`` would build it, and its gates decide.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qcompile.compiler.driver import weight_plans, weight_trials
+from qcompile.compiler.driver.float_search import FloatLayers, smallest
 from qcompile.compiler.driver.plan import MEASURES
 from qcompile.compiler.driver.weight_damages import some_samples
 from qcompile.compiler.driver.weight_trials import QualityLimit
+from qcompile.compiler.ir.graph import Graph
 from qcompile.passes.base import Pass
+from qcompile.passes.calibration.parallel import each
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.graph.channel_links import LAYERS
-from qcompile.passes.mixed_precision.float_layers import FloatProblem, Layers, float_problem
-from qcompile.passes.mixed_precision.integer_trial import Prepared
+from qcompile.passes.mixed_precision.float_layers import float_problem
+from qcompile.passes.mixed_precision.integer_trial import Prepared, fused
 from qcompile.passes.mixed_precision.layer_damage import layer_damages
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize import Quantize
@@ -33,62 +35,13 @@ if TYPE_CHECKING:
 
 STAGE = "float layers"
 SAMPLES = 256
-"""Of the calibration data on which costs are measured."""
-SEVERAL = 4
-"""Sets of one layer fewer that are put on trial: so many of the best, and so many of the present one."""
+"""Of the calibration data on which costs and distances are measured."""
+TRIAL = 128
+"""On which trials are calibrated."""
 ROUNDS = 4
 """Builds, each with more float layers than the one before, until the limits hold."""
-
-
-@dataclass
-class FloatLayers:
-    """The search, and what it has found.
-
-    Args:
-        prepared: What trials are made of.
-        samples: That trials are calibrated on.
-        problem: What float layers would spare.
-        limits: Of quality, those of trials: an engine that loses more than a trial makes them tighter.
-        kept: Layers that stay float now.
-        measured: What the first artifact's gates measured, by name.
-        builds: Artifacts so far.
-        tried: What each limit's figure was for each set, and whether all were kept.
-    """
-
-    prepared: Prepared
-    samples: Samples
-    problem: FloatProblem
-    limits: list[QualityLimit]
-    measured: Mapping[str, float]
-    kept: Layers = frozenset()
-    builds: int = 1
-    tried: dict[Layers, tuple[bool, dict[str, float]]] = field(default_factory=dict)
-
-    def keeps(self, layers: Layers) -> bool:
-        """Return whether the limits hold on trial."""
-        if layers not in self.tried:
-            graph = self.prepared.trial(layers, self.samples)
-            figures: dict[str, float] = {}
-            holds = True
-            for limit in self.limits:
-                figures[limit.gate] = limit.measure(graph)
-                if not (holds := limit.misses(figures[limit.gate]) <= 1):
-                    break
-            self.tried[layers] = holds, figures
-        return self.tried[layers][0]
-
-    def as_json(self, kind: str) -> dict[str, Any]:
-        """Return plain data for the manifest."""
-        costs = self.problem.costs(self.kept)
-        rows = [{"layer": n, "damage": costs[n]} for n in sorted(costs, key=lambda n: -costs[n])]
-        return {
-            "float_layers": rows,
-            "layers": len(self.problem.weights),
-            "measure": kind,
-            "all_in_integers": dict(self.measured),
-            "trials": len(self.tried),
-            "builds": self.builds,
-        }
+NEAR_DB = 20.0
+"""Of the outputs, above which integers seldom cost what a limit is about: 1 % of their power is error."""
 
 
 def applies(work: Build) -> bool:
@@ -99,9 +52,14 @@ def applies(work: Build) -> bool:
 
 
 def kept(work: Build) -> frozenset[str]:
-    """Return the weights whose layers stay float, with those that the user named."""
+    """Return the weights that stay float, with those that the user named."""
     found = work.float_search
-    return work.options.keep_float | (found.kept if found else frozenset())
+    return work.options.keep_float | (found.kept - found.coded if found else frozenset())
+
+
+def coded(work: Build) -> frozenset[str]:
+    """Return the weights in codes whose layers compute in float."""
+    return work.float_search.coded if work.float_search else frozenset()
 
 
 def watching(work: Build, passes: Sequence[Pass]) -> Callable[[str], None]:
@@ -118,78 +76,49 @@ def watching(work: Build, passes: Sequence[Pass]) -> Callable[[str], None]:
     return started
 
 
+def foreseen(work: Build) -> bool:
+    """Keep more layers float if a quantized graph is sure to miss a limit; return whether.
+
+    So no artifact is made of it. Where outputs are near the original's, ``evaluate`` is left to the engine.
+    """
+    if work.prepared is None or not applies(work):
+        return False
+    assert work.quantized is not None
+    graph, missed = fused(work.quantized), {}
+    with work.stage("evaluate"):
+        is_near = weight_trials.sqnr(work, graph) >= NEAR_DB
+        for limit in weight_trials.limits(work):
+            if limit.gate == "max-drop" and is_near:
+                continue
+            if limit.is_out_of_reach(value := limit.measure(graph)):
+                missed[limit.gate] = value
+    return bool(missed) and _more(work, work.prepared, missed)
+
+
 def repair(work: Build, manifest: Manifest) -> bool:
     """Keep more layers float if an artifact misses limits of quality, and nothing else; return whether."""
     failed = {g["gate"]: g["measured"] for g in manifest.gates if not g["passed"]}
     known = failed.keys() <= {"min-sqnr", "max-drop"}
     if not failed or not known or work.prepared is None or not applies(work):
         return False
-    with work.stage(STAGE):
-        return _more(work, work.prepared, failed)
+    return _more(work, work.prepared, failed)
 
 
 def _more(work: Build, prepared: Prepared, failed: Mapping[str, float]) -> bool:
-    search, least = work.float_search, 1
-    if search is None:
-        search = _begun(work, prepared, weight_trials.limits(work), failed)
-    else:
-        least = len(search.kept) + 1
-        _tighten(search, failed)
-    found = smallest(search, least) if search.builds < ROUNDS else None
+    with work.stage(STAGE):
+        search, least = work.float_search, 1
+        if search is None:
+            search = _begun(work, prepared, weight_trials.limits(work), failed)
+        else:  # with codes fewer there may be enough layers
+            least = len(search.kept) + (0 if search.coded else 1)
+            search.tighten(failed)
+        found = smallest(search, least) if search.builds < ROUNDS else None
     if found is None:
+        work.prepared = None  # all has been tried
         return False
-    search.kept, search.builds, work.float_search = found, search.builds + 1, search
+    (search.kept, search.coded), work.float_search = found, search
+    search.builds += 1
     return True
-
-
-def smallest(search: FloatLayers, least: int = 1) -> Layers | None:
-    """Return a small set of float layers that keeps the limits; ``None`` unless a layer can be in integers.
-
-    Sizes double until the best set of one holds, and are then halved; then layers are put back, and other
-    sets of one layer fewer tried, as long as one holds.
-
-    Args:
-        search: What is on trial.
-        least: How many float layers there must be.
-    """
-    most = len(search.problem.weights) - 1
-    if least > most or not search.keeps(frozenset(search.problem.weights)):
-        return None
-    low, size = least - 1, least
-    while (found := _best(search, size)) is None and size < most:
-        low, size = size, min(2 * size, most)
-    if found is None:
-        return None
-    while size - low > 1:
-        middle = (low + size) // 2
-        if (smaller := _best(search, middle)) is None:
-            low = middle
-        else:
-            found, size = smaller, middle
-    return _fewer(search, found, least)
-
-
-def _best(search: FloatLayers, size: int) -> Layers | None:
-    found = search.problem.best(size)
-    return found if found is not None and search.keeps(found) else None
-
-
-def _fewer(search: FloatLayers, found: Layers, least: int) -> Layers:
-    """Return a set that holds with one layer fewer, again and again."""
-    while len(found) > least and (fewer := _one_fewer(search, found)) is not None:
-        found = fewer
-    return found
-
-
-def _one_fewer(search: FloatLayers, found: Layers) -> Layers | None:
-    problem = search.problem
-    others: list[Layers] = []
-    while len(others) < SEVERAL and (other := problem.best(len(found) - 1, others)) is not None:
-        others.append(other)
-    costs = problem.costs(found)
-    cheapest = sorted(found, key=lambda n: (costs[n], n))[:SEVERAL]
-    others += [found - {name} for name in cheapest]
-    return next((other for other in dict.fromkeys(others) if search.keeps(other)), None)
 
 
 def said(work: Build) -> str:
@@ -203,8 +132,12 @@ def record(work: Build) -> None:
     """Add the float layers to the log of the layers, if there are any by this search."""
     if (search := work.float_search) is None:
         return
-    costs, bits = search.problem.costs(search.kept), work.target.scheme.float_bits
+    costs, bits = search.problem.costs(search.kept, search.coded), work.target.scheme.float_bits
     what = MEASURES[weight_plans.work_kind(work)]
+    for row in work.log.layers:
+        if row.name in search.coded:
+            cost = f"{costs[row.name]:.2g} of {what}"
+            row.add_note(f"computes in float: in integers it would cost {cost}")
     weights = search.prepared.graph.weights
     for node in search.prepared.graph.calls(*LAYERS):
         name = str(getattr(node.args[1], "target", ""))
@@ -221,7 +154,8 @@ def _begun(
     """Measure what integers cost, place by place."""
     assert work.samples is not None
     limit = work.options.max_host_ram
-    samples = some_samples(prepared.graph, work.samples, SAMPLES)
+    graph = prepared.graph
+    samples = some_samples(graph, work.samples, SAMPLES)
     damages = layer_damages(
         prepared,
         samples,
@@ -230,17 +164,22 @@ def _begun(
         work.progress.share,
     )
     problem = float_problem(prepared, damages)
-    return FloatLayers(prepared, samples, problem, limits, dict(failed))
+    can_decode = work.target.emitter.decodes_weights
+    sizes = {name: graph.weights.peek(name).numel() for name in problem.weights if can_decode}
+    few = some_samples(graph, work.samples, TRIAL)
+    return FloatLayers(
+        prepared, few, problem, limits, dict(failed), _distance(work, samples), sizes
+    )
 
 
-def _tighten(search: FloatLayers, failed: Mapping[str, float]) -> None:
-    """Ask trials for as much more as the artifact was worse than its trial."""
-    _, figures = search.tried.pop(search.kept)
-    limits = []
-    for limit in search.limits:
-        if limit.gate in failed and limit.gate in figures:
-            worse = failed[limit.gate] - figures[limit.gate]
-            limit = replace(limit, limit=limit.limit - worse)
-        limits.append(limit)
-    search.limits = limits
-    search.tried.clear()
+def _distance(work: Build, samples: Samples) -> Callable[[Graph], float]:
+    """Return how to measure how far a graph's predictions are from the original's, on some samples."""
+    assert work.graph is not None
+    batches = list(samples)
+    references = each(work.graph.run, batches)
+
+    def measure(graph: Graph) -> float:
+        pairs = list(zip(references, each(graph.run, batches), strict=True))
+        return weight_plans.predictions(work).compare(pairs).mean
+
+    return measure

@@ -14,7 +14,8 @@ import torch
 from qcompile.compiler.driver import parity
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.errors import ModelError, QCompileError
-from qcompile.compiler.ir.graph import Graph
+from qcompile.compiler.ir.graph import Graph, is_dynamic
+from qcompile.passes.calibration.parallel import each
 from qcompile.runtime.manifest import Manifest
 from qcompile.runtime.session import Session
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from qcompile.compiler.driver.build import Build
 
 Predict = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+PART = 32
+"""Samples that one worker runs at a time, whatever the number of workers."""
 
 
 def check_options(source: Source, max_drop: float | None, evaluate: bool) -> None:
@@ -83,9 +86,22 @@ def graph_predict(graph: Graph) -> Predict:
 
     def predict(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
         inputs = {n: torch.from_numpy(np.ascontiguousarray(arrays[n])) for n in graph.inputs}
-        return {name: value.numpy() for name, value in graph.run(inputs).items()}
+        outputs = each(graph.run, _parts(graph, inputs))
+        return {n: torch.cat([o[n] for o in outputs]).numpy() for n in graph.outputs}
 
     return predict
+
+
+def _parts(graph: Graph, inputs: Mapping[str, torch.Tensor]) -> list[Mapping[str, torch.Tensor]]:
+    """Return a batch in parts, one for each worker's turn, if inputs and outputs have a free first axis."""
+    (last,) = graph.module.graph.find_nodes(op="output")
+    outputs = [n.meta["val"].shape for n in last.all_input_nodes]
+    dims = {graph.dynamic[n].get(0) if n in graph.dynamic else None for n in graph.inputs}
+    is_free = len(dims) == 1 and None not in dims
+    if not is_free or not all(shape and is_dynamic(shape[0]) for shape in outputs):
+        return [inputs]
+    split = [value.split(PART) for value in inputs.values()]
+    return [dict(zip(inputs, part, strict=True)) for part in zip(*split, strict=True)]
 
 
 def float_predict(work: Build) -> Predict:

@@ -72,13 +72,17 @@ class QualityLimit:
             return 1.0
         return measured / self.limit if self.limit > 0 else math.inf
 
+    def is_out_of_reach(self, measured: float) -> bool:
+        """Return whether the limit is missed by more than a trial and an engine can differ."""
+        return ROOM < self.misses(measured) < math.inf  # of a limit of 0 no share can be told
+
 
 def limits(work: Build) -> list[QualityLimit]:
     """Return the limits of quality, those first that are looked up soonest."""
     options, found = work.options, []
     if options.min_sqnr is not None:
         found.append(
-            QualityLimit("min-sqnr", options.min_sqnr, lambda g: _sqnr(work, g), falls=True)
+            QualityLimit("min-sqnr", options.min_sqnr, lambda g: sqnr(work, g), falls=True)
         )
     if options.budget.max_kl is not None:
         found.append(
@@ -212,7 +216,8 @@ def _float(work: Build) -> Graph:
     return work.graph
 
 
-def _sqnr(work: Build, graph: Graph) -> float:
+def sqnr(work: Build, graph: Graph) -> float:
+    """Return the least SQNR of a graph's outputs to PyTorch's own, on the samples of the bundle's vectors."""
     inputs = verification.vector_inputs(work)
     reference = parity.reference_outputs(work.source.module, work.source.graph, inputs)
     found = parity.worst_db(parity.compare(reference, graph.run(inputs)))

@@ -115,10 +115,22 @@ class Graph:
         node.meta["val"] = self._fake(tensor)
         return node
 
-    def add_call(self, target: Target, *args: Any, name: str | None = None) -> fx.Node:
-        """Add a call at the place set by ``before`` or ``after``; return its node."""
+    def add_call(
+        self, target: Target, *args: Any, name: str | None = None, like: fx.Node | None = None
+    ) -> fx.Node:
+        """Add a call at the place set by ``before`` or ``after``; return its node.
+
+        Args:
+            target: What is called.
+            args: With what.
+            name: Of the node.
+            like: A node whose value has the shape and dtype of the result, which are not inferred then.
+        """
         node = self.module.graph.create_node("call_function", target, args, name=name)
-        self.infer(node)
+        if like is None:
+            self.infer(node)
+        else:
+            node.meta["val"] = self._value(like)
         return node
 
     def infer(self, node: fx.Node) -> None:

@@ -13,6 +13,7 @@ where that error is least: ``search``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +30,8 @@ _COARSE = (0.5, 0.6, 0.7, 0.8, 0.9, 1.1)
 STEPS = (_COARSE, _COARSE, (0.95, 1.05), (0.975, 1.025))
 """What ``search`` multiplies an end of the range by, from coarse to fine."""
 Range = tuple[float, float]
+Measure = Callable[[QuantParams, float], float]
+"""The error of a proposal; of one that reaches the number given, no more than that it does."""
 
 
 @dataclass
@@ -212,7 +215,7 @@ class Choice:
 def choose(
     seen: Histogram,
     spec: QuantSpec,
-    measure: Callable[[QuantParams], float] | None = None,
+    measure: Measure | None = None,
 ) -> Choice:
     """Return the proposal with the least error; of equal ones the first in ``OBSERVERS``.
 
@@ -221,21 +224,19 @@ def choose(
         spec: The format, per tensor.
         measure: Error of a proposal; by default the mean squared error of the tensor itself.
     """
-    error = measure or (lambda params: seen.error(spec, params))
+    error = measure or (lambda params, enough: seen.error(spec, params))
     proposals = {name: propose(seen, spec) for name, propose in OBSERVERS.items()}
     params = {
         name: spec.params(torch.tensor(low), torch.tensor(high))
         for name, (low, high) in proposals.items()
     }
-    errors = {name: error(p) for name, p in params.items()}
+    errors = {name: error(p, math.inf) for name, p in params.items()}
     best = min(errors, key=lambda name: errors[name])
     choice = Choice(best, params[best], errors[best], errors)
     return choice if measure is None else _search(choice, proposals[best], spec, measure)
 
 
-def _search(
-    choice: Choice, around: Range, spec: QuantSpec, measure: Callable[[QuantParams], float]
-) -> Choice:
+def _search(choice: Choice, around: Range, spec: QuantSpec, measure: Measure) -> Choice:
     """Move one end of the range at a time to where the measured error is least."""
     for steps in STEPS:
         for end in (0, 1):
@@ -243,7 +244,7 @@ def _search(
             for moved in [base * step for step in steps] if base else []:
                 low, high = (moved, around[1]) if end == 0 else (around[0], moved)
                 params = spec.params(torch.tensor(low), torch.tensor(high))
-                if (error := measure(params)) < choice.error:
+                if (error := measure(params, choice.error)) < choice.error:
                     errors = {**choice.errors, "search": error}
                     choice, around = Choice("search", params, error, errors), (low, high)
     return choice

@@ -35,15 +35,16 @@ class FloatProblem:
     weights: Mapping[str, float]
     values: Mapping[str, tuple[Layers, float]]
 
-    def left(self, kept: Layers) -> float:
-        """Return the cost that is left with some layers float."""
+    def left(self, kept: Layers, coded: Layers = frozenset()) -> float:
+        """Return the cost that is left with some layers float, some of these with their weights in codes."""
         values = sum(cost for group, cost in self.values.values() if not group <= kept)
-        return values + sum(cost for name, cost in self.weights.items() if name not in kept)
+        plain = kept - coded
+        return values + sum(cost for name, cost in self.weights.items() if name not in plain)
 
-    def costs(self, kept: Layers) -> dict[str, float]:
+    def costs(self, kept: Layers, coded: Layers = frozenset()) -> dict[str, float]:
         """Return what each float layer would cost in integers beside the others."""
-        left = self.left(kept)
-        return {name: self.left(kept - {name}) - left for name in sorted(kept)}
+        left = self.left(kept, coded)
+        return {name: self.left(kept - {name}, coded) - left for name in sorted(kept)}
 
     def best(self, size: int, others: Collection[Layers] = ()) -> Layers | None:
         """Return the set of a size that leaves least and is none of the others; ``None`` if none is left."""

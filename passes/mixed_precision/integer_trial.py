@@ -19,6 +19,8 @@ from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize import Quantize
 from qcompile.passes.quantization.records import QuantizationLog
 
+ELEMENTS = 1 << 20
+"""Of a value, on which the error of its codes behind an add is measured; a build takes more of them."""
 _ROUNDED = aten.fake_quantize_per_tensor_affine.default
 """One kernel for a q/dq pair, with its values."""
 
@@ -37,30 +39,36 @@ class Prepared:
     observers: InsertObservers
     quantize: Quantize
 
-    def observers_without(self, keep_float: frozenset[str]) -> InsertObservers:
-        """Return what is placed if these weights' layers are float too."""
-        return replace(self.observers, keep_float=self.observers.keep_float | keep_float)
+    def observers_without(
+        self, layers: frozenset[str], coded: frozenset[str] = frozenset()
+    ) -> InsertObservers:
+        """Return what is placed if these layers are float too; weights in ``coded`` stay in codes."""
+        keep_float = self.observers.keep_float | (layers - coded)
+        return replace(self.observers, keep_float=keep_float, weights_alone=coded)
 
-    def trial(self, keep_float: frozenset[str], samples: Samples) -> Graph:
+    def trial(
+        self, layers: frozenset[str], samples: Samples, coded: frozenset[str] = frozenset()
+    ) -> Graph:
         """Return the graph with these weights' layers float and the others in integers.
 
         Args:
-            keep_float: Names of weights.
+            layers: Names of weights.
             samples: To calibrate on.
+            coded: Those of the layers whose weights are in codes all the same.
         """
         graph = self.graph.copy()
-        self.observers_without(keep_float).run(graph)
+        self.observers_without(layers, coded).run(graph)
         quick = replace(
             self.quantize, samples=samples, log=QuantizationLog(), rounding="nearest",
-            on_progress=lambda share: None,
+            elements=ELEMENTS, on_progress=lambda share: None,
         )  # fmt: skip
         quick.run(graph)
-        _fuse(graph)
-        return graph
+        return fused(graph)
 
 
-def _fuse(graph: Graph) -> None:
-    """Spare PyTorch what engines spare: weights are decoded once, and a q/dq pair is one kernel."""
+def fused(graph: Graph) -> Graph:
+    """Return the graph without what engines spare: weights are decoded, and a q/dq pair is one kernel."""
+    graph = graph.copy()
     for layer in graph.calls(*LAYERS):
         weight = layer.args[1]
         if isinstance(weight, fx.Node) and weight.op != "get_attr" and _is_constant(weight):
@@ -83,6 +91,7 @@ def _fuse(graph: Graph) -> None:
             new.meta["val"] = node.meta["val"]  # there is no meta kernel that would infer it
             graph.replace(node, new)
     graph.erase_unused()
+    return graph
 
 
 def _is_constant(node: fx.Node) -> bool:

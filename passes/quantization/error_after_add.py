@@ -6,24 +6,27 @@ of x may clip its low side and spend the codes on the rest: half a decibel at a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx
 
 from qcompile.compiler.ir.ops import aten
 from qcompile.compiler.ir.quant import QuantParams, QuantSpec
+from qcompile.passes.calibration.observers import Measure
+from qcompile.passes.calibration.parallel import each, worker_count
 from qcompile.passes.calibration.walk import Walk
 from qcompile.passes.graph.channel_links import LAYERS
 from qcompile.passes.graph.fusion import fused_activation
 
-LIMIT = 1 << 22
-"""Elements that are enough to measure on; whole batches, at least one."""
+ELEMENTS = 1 << 22
+"""Of each value, on which a build measures."""
 
 
 def error_after_add(
-    walk: Walk, observer: fx.Node, spec: QuantSpec, batches: Sequence[int]
-) -> Callable[[QuantParams], float] | None:
+    walk: Walk, observer: fx.Node, spec: QuantSpec, batches: Sequence[int], elements: int = ELEMENTS
+) -> Measure | None:
     """Return how to measure a scale; ``None`` unless all readers are adds with an activation.
 
     Args:
@@ -31,23 +34,29 @@ def error_after_add(
         observer: Of the value.
         spec: Format of the codes.
         batches: Those to measure on.
+        elements: That are enough to measure on; whole batches, at least one.
     """
     source, readers = observer.args[0], list(observer.users)
     assert isinstance(source, fx.Node)
     if not readers or not all(_is_hidden_add(walk, user, observer) for user in readers):
         return None
     size = walk.values[source].quantized[batches[0]].numel()
-    chosen = batches[: max(1, LIMIT // max(1, size))]
+    chosen = batches[: max(1, elements // max(1, size))]
     values = {i: walk.values[source].quantized[i] for i in chosen}
     wanted = {
         (user, i): _after(walk, user, observer, values[i], i) for user in readers for i in chosen
     }
 
-    def measure(params: QuantParams) -> float:
-        total = 0.0
-        for (user, i), want in wanted.items():
-            coded = spec.fake_quantize(values[i], params)
-            total += float((_after(walk, user, observer, coded, i) - want).square().sum())
+    def error(params: QuantParams, place: tuple[fx.Node, int]) -> float:
+        user, i = place
+        coded = spec.fake_quantize(values[i], params)
+        return float((_after(walk, user, observer, coded, i) - wanted[place]).square().sum())
+
+    def measure(params: QuantParams, enough: float) -> float:
+        places, width, total = list(wanted), worker_count(), 0.0
+        while places and total < enough:
+            total = sum(each(partial(error, params), places[:width]), total)
+            places = places[width:]
         return total
 
     return measure

@@ -39,6 +39,7 @@ class InsertObservers(Pass):
         activation: Format of activations; ``None`` to quantize weights alone.
         weight: Format of weights.
         keep_float: Names of weights whose layers stay float.
+        weights_alone: Names of weights in codes whose layers compute in float.
         formats: Of single weights, by name; those that it does not name stay float. ``None`` for one format.
     """
 
@@ -47,6 +48,7 @@ class InsertObservers(Pass):
     activation: QuantSpec | None
     weight: WeightSpec
     keep_float: frozenset[str] = frozenset()
+    weights_alone: frozenset[str] = frozenset()
     formats: Mapping[str, WeightSpec | FloatSpec] | None = field(default=None, repr=False)
 
     def run(self, graph: Graph) -> int:
@@ -54,7 +56,7 @@ class InsertObservers(Pass):
         placed = 0
         observed: dict[fx.Node, fx.Node] = {}
         for node in graph.nodes:
-            if node in integer and node.target in self.ops.layers:
+            if node.target in self.ops.layers and (node in integer or self._is_alone(node)):
                 placed += self._observe_weight(graph, node)
             if self.activation is not None and self._stores_integers(node, integer):
                 placed += self._observe(graph, node, integer, observed)
@@ -91,9 +93,14 @@ class InsertObservers(Pass):
             return False
         weight = node.args[1]
         is_constant = isinstance(weight, fx.Node) and weight.op == "get_attr"
-        if not is_constant or str(weight.target) in self.keep_float:  # type: ignore[union-attr]
+        floats = self.keep_float | self.weights_alone
+        if not is_constant or str(weight.target) in floats:  # type: ignore[union-attr]
             return False
         return self._format(str(weight.target)) is not None  # type: ignore[union-attr]
+
+    def _is_alone(self, node: fx.Node) -> bool:
+        weight = node.args[1]
+        return isinstance(weight, fx.Node) and str(weight.target) in self.weights_alone
 
     def _format(self, name: str) -> WeightSpec | None:
         """Return the format of a weight; ``None`` for float."""
@@ -161,7 +168,7 @@ class InsertObservers(Pass):
         source = node.args[0] if node.target in self.ops.moves else None
         shares = observed[source].name if isinstance(source, fx.Node) and source in observed else ""
         with graph.after(node):
-            marked = graph.add_call(OBSERVE, node, str(self.activation), shares)
+            marked = graph.add_call(OBSERVE, node, str(self.activation), shares, like=node)
         observed[marked] = marked
         for user in list(node.users):
             from_integer = self._writer(node) in integer
@@ -181,7 +188,8 @@ class InsertObservers(Pass):
         weight = node.args[1]
         assert isinstance(weight, fx.Node)
         with graph.before(node):
-            marked = graph.add_call(OBSERVE, weight, str(self._format(str(weight.target))), "")
+            format = str(self._format(str(weight.target)))
+            marked = graph.add_call(OBSERVE, weight, format, "", like=weight)
         node.update_arg(1, marked)
         return 1
 

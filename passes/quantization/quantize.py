@@ -24,6 +24,7 @@ from qcompile.passes.base import Pass
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.calibration.walk import Walk
 from qcompile.passes.quantization import decisions
+from qcompile.passes.quantization.error_after_add import ELEMENTS
 from qcompile.passes.quantization.quantizer import Quantizer
 from qcompile.passes.quantization.records import QuantizationLog
 
@@ -41,6 +42,7 @@ class Quantize(Pass):
         rounding: ``nearest``, ``gptq`` or ``adaround``.
         unit_range: Ops whose output is in [0, 1] whatever the data.
         min_layer_sqnr_db: A layer whose own weight leaves less than this stays float.
+        elements: Of a value, on which its error behind an add is measured.
         max_bytes: Activations kept in memory.
         on_progress: Told the share that is done.
         stages: Has what was decided for an equal graph and equal samples, which is then not decided again.
@@ -52,6 +54,7 @@ class Quantize(Pass):
     rounding: str = "gptq"
     unit_range: frozenset[object] = field(default=frozenset(), repr=False)
     min_layer_sqnr_db: float = MIN_SQNR_DB
+    elements: int = ELEMENTS
     max_bytes: int = 1 << 30
     on_progress: Callable[[float], None] = field(default=lambda share: None, repr=False)
     stages: StageCache = field(default=NO_CACHE, repr=False)
@@ -61,11 +64,16 @@ class Quantize(Pass):
             raise CalibrationError("there are no calibration samples")
 
     def run(self, graph: Graph) -> int:
-        observers, key = len(graph.calls(OBSERVE)), self._key(graph)
+        observers = len(graph.calls(OBSERVE))
+        if not observers:
+            return 0
+        key = self._key(graph)
         if (known := self.stages.get(self.name, key)) is not None:
             decisions.replay(graph, decisions.unpack(known), self.log)
         else:
-            visitor = Quantizer(self.log, self.rounding, self.unit_range, self.min_layer_sqnr_db)
+            visitor = Quantizer(
+                self.log, self.rounding, self.unit_range, self.min_layer_sqnr_db, self.elements
+            )
             Walk(graph, self.samples, self.max_bytes, self.on_progress).run(visitor)
             self.stages.put(self.name, key, decisions.pack(visitor.decisions))
         graph.erase_unused()
@@ -75,7 +83,7 @@ class Quantize(Pass):
         if not self.stages:
             return ""
         ops = sorted(map(str, self.unit_range))
-        options = [self.rounding, ops, self.min_layer_sqnr_db]
+        options = [self.rounding, ops, self.min_layer_sqnr_db, self.elements]
         return stage_key(self.name, graph_digest(graph), self.samples.sha256(), options)
 
     def ensures(self, graph: Graph) -> None:

@@ -19,7 +19,7 @@ from qcompile.passes.quantization.decisions import (
     WeightDecision,
     weight_observer,
 )
-from qcompile.passes.quantization.error_after_add import error_after_add
+from qcompile.passes.quantization.error_after_add import ELEMENTS, error_after_add
 from qcompile.passes.quantization.fitting import formats, unfit
 from qcompile.passes.quantization.layer import Layer
 from qcompile.passes.quantization.records import (
@@ -43,6 +43,7 @@ class Quantizer:
     rounding: str
     unit_range: frozenset[object]
     min_layer_sqnr_db: float
+    elements: int = ELEMENTS
     params: dict[str, tuple[QuantSpec, QuantParams]] = field(default_factory=dict)
     decisions: dict[str, Decision] = field(default_factory=dict)
 
@@ -98,7 +99,8 @@ class Quantizer:
             return *self.params[origin.name], "shared"
         if source.target in self.unit_range:
             return spec, spec.params(torch.tensor(0.0), torch.tensor(1.0)), "fixed"
-        measure = error_after_add(walk, node, spec, fitted(len(values.quantized)))
+        batches = fitted(len(values.quantized))
+        measure = error_after_add(walk, node, spec, batches, self.elements)
         choice = choose(histogram(relevant(source, values.quantized)), spec, measure)
         return spec, choice.params, choice.observer
 

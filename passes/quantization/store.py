@@ -31,7 +31,8 @@ def store_activation(
     arguments = code_range(spec, params)
     with graph.before(observer):
         codes = graph.add_call(QUANTIZE, source, *arguments, name=f"{source.name}_q")
-        new = graph.add_call(DEQUANTIZE, codes, *arguments, name=f"{source.name}_dq")
+        name = f"{source.name}_dq"
+        new = graph.add_call(DEQUANTIZE, codes, *arguments, name=name, like=observer)
     graph.replace(observer, new)
     return new
 

@@ -59,6 +59,7 @@ class CoremlEmitter(Emitter):
     """Writes ``model.mlpackage``."""
 
     name = "coreml"
+    decodes_weights = True
     description = "Core ML ML Programs for Apple Silicon"
     bare_device = "apple-m1"
 

@@ -28,7 +28,8 @@ from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, integer_weight, quantized, refuse_groups
 from qcompile.targets.onnx import blocks, choices, compare, optimized, planning
 from qcompile.targets.onnx.capabilities import INTEGER_OPS
-from qcompile.targets.onnx.export import OPSET, export
+from qcompile.targets.onnx.export import export
+from qcompile.targets.onnx.registry import OPSET
 from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
 from qcompile.targets.plans import NodePlan, TensorChoices
@@ -53,6 +54,7 @@ class OnnxEmitter(Emitter):
 
     name = "onnx"
     description = "ONNX for ONNX Runtime on CPUs"
+    decodes_weights = True
 
     def scheme(
         self, precision: str, device: Device, options: WeightOptions = DEFAULT_WEIGHTS

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +10,10 @@ import torch
 from qcompile.compiler.ir.errors import MissingPackageError, UnsupportedError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.targets.onnx import blocks, rewrites
+from qcompile.targets.onnx.registry import OPSET, quiet, registry
 
 if TYPE_CHECKING:
     import onnx_ir
-
-OPSET = 21
-"""The first with INT4 and blocked DequantizeLinear, and what ONNX Runtime 1.20 and later read."""
 
 
 def export(graph: Graph) -> onnx_ir.Model:
@@ -30,27 +24,27 @@ def export(graph: Graph) -> onnx_ir.Model:
         UnsupportedError: ``torch.onnx`` has no translation for some ops; names all of them.
     """
     try:
-        import onnx_ir
+        import onnx_ir  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(error.name or "onnx", "onnx") from error
+    from torch.onnx._internal.exporter import _core  # as torch.onnx.export, with a table of ours
+
+    opset = max(OPSET, blocks.needed_opset(graph))
     with quiet():
         try:
-            program = torch.onnx.export(
+            program = _core.export(
                 graph.exported(),
+                registry=registry(opset),
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
-                opset_version=max(OPSET, blocks.needed_opset(graph)),
-                custom_translation_table=blocks.translations(),
-                dynamo=True,
+                opset_version=opset,
                 optimize=True,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise UnsupportedError(_refusal(graph, error)) from error
-    assert program is not None
-    model = program.model
-    assert isinstance(model, onnx_ir.Model)
+    model: onnx_ir.Model = program.model
     _rename_inputs(model, graph)
     blocks.lower_blocks(model)
     rewrites.use_global_average_pool(model)
@@ -86,17 +80,3 @@ def _refusal(graph: Graph, error: Exception) -> str:
     places = {op: [n.name for n in graph.nodes if str(n.target) == op] for op in missing}
     listed = "; ".join(f"{op} (at {', '.join(at) or 'an inner op'})" for op, at in places.items())
     return f"ONNX has no form for {len(missing)} op(s) of this model: {listed}; rewrite them there"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what the exporter logs and warns about itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,7 +15,7 @@ from qcompile.passes.quantization.quantize_stored_weights import RECURRENT
 from qcompile.targets import integer_plan
 from qcompile.targets.device import Device
 from qcompile.targets.onnx.capabilities import INTEGER_OPS, WHY_FLOAT
-from qcompile.targets.onnx.export import OPSET, quiet
+from qcompile.targets.onnx.registry import registry
 from qcompile.targets.order import Scheme
 from qcompile.targets.plans import NodePlan
 
@@ -60,16 +59,8 @@ def _translatable(node: fx.Node) -> bool:
         return True
     if not node.users:
         return True
-    known = _registry().is_registered(op) or op in _decomposed()
+    known = registry().is_registered(op) or op in _decomposed()
     return bool(known or op._can_decompose())
-
-
-@cache
-def _registry() -> Any:
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    with quiet():
-        return ONNXRegistry.from_torchlib(OPSET)
 
 
 @cache

@@ -26,6 +26,7 @@ from qcompile.compiler.driver import BuildOptions as Options
 from qcompile.compiler.driver import Bundle, build, weight_trials
 from qcompile.compiler.frontend.load import Source, from_module
 from qcompile.compiler.ir.errors import GateError, ModelError
+from qcompile.targets.onnx.emitter import OnnxEmitter
 
 CLASSES, MOVED, DROP = 5, 1000.0, 1.0
 PAIR = {"second.weight", "third.weight"}
@@ -134,18 +135,70 @@ def test_what_is_said(found: Bundle) -> None:
     assert damages == sorted(damages, reverse=True)
     assert min(damages) > 0.01
     for name in PAIR:
-        assert layers[name]["weight"] == "fp32"
-        assert "stays float: in integers it would cost" in layers[name]["note"]
-    assert "2 of 5, by the KL divergence that integers would cost: second.weight (" in repr(found)
+        assert layers[name]["weight"] == "int8 sym per_channel(0)"
+        assert "computes in float: in integers it would cost" in layers[name]["note"]
+    assert all(row["weight_in_codes"] for row in plan["float_layers"])
+    said = "2 of 5, 2 with the weight in codes, by the KL divergence that integers would cost: "
+    assert said + "second.weight (" in repr(found)
     shown = CliRunner().invoke(cli, ["inspect", str(found.path)]).output
     assert "float layers" in shown
-    assert "stays float: in" in shown
+    assert "computes in float: in" in shown
 
 
-def test_it_is_what_ignore_builds(found: Bundle, source: Source, tmp_path: Path) -> None:
-    named = build(source, tmp_path / "a.qc", options(keep_float=frozenset(PAIR)))
+def test_in_the_file_weights_are_codes_and_their_layers_read_floats(found: Bundle) -> None:
+    """GELU's output, which codes would ruin, is read as it is; no weight of a layer is float."""
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.load(found.path / "model.onnx").graph
+    writers = {output: node for node in graph.node for output in node.output}
+    kinds = {i.name: i.data_type for i in graph.initializer}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    decoded = [
+        [name in writers and writers[name].op_type == "DequantizeLinear" for name in node.input[:2]]
+        for node in layers
+    ]
 
+    assert sorted(decoded) == [[False, True], *[[True, True]] * 4]
+    for node in layers:
+        assert kinds[writers[node.input[1]].input[0]] == onnx.TensorProto.INT8
+
+
+@pytest.fixture
+def without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that cannot compute in float on codes beside integers."""
+    monkeypatch.setattr(OnnxEmitter, "decodes_weights", False)
+
+
+@pytest.mark.usefixtures("without_decoding")
+def test_where_no_codes_can_be_read_it_is_what_ignore_builds(
+    source: Source, tmp_path: Path
+) -> None:
+    found = build(source, tmp_path / "a.qc", options(max_drop=DROP))
+    named = build(source, tmp_path / "b.qc", options(keep_float=frozenset(PAIR)))
+
+    layers = {row["name"]: row for row in found.manifest.layers}
     assert named.manifest.files["model.onnx"] == found.manifest.files["model.onnx"]
+    assert not any(row["weight_in_codes"] for row in found.manifest.plan["float_layers"])
+    for name in PAIR:
+        assert layers[name]["weight"] == "fp32"
+        assert "stays float: in integers it would cost" in layers[name]["note"]
+
+
+def test_only_what_may_keep_the_limit_is_written(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers in integers miss it by far: that is seen in PyTorch, and one artifact is made."""
+    written, emit = [], OnnxEmitter.emit
+
+    def counted(*given: Any) -> Any:
+        written.append(given)
+        return emit(*given)
+
+    monkeypatch.setattr(OnnxEmitter, "emit", counted)
+    bundle = build(source, tmp_path / "a.qc", options(max_drop=DROP))
+
+    assert bundle.passed
+    assert len(written) == 1
+    assert bundle.manifest.plan["builds"] == 2
 
 
 def test_the_same_again_byte_for_byte(found: Bundle, source: Source, tmp_path: Path) -> None:
@@ -186,9 +239,13 @@ def test_core_ml(source: Source, tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     given = options("apple-m4", precision="w8a8", max_drop=DROP)
     bundle = build(source, tmp_path / "a.qc", given)
+    rows = bundle.manifest.plan["float_layers"]
+    layers = {row["name"]: row["weight"] for row in bundle.manifest.layers}
 
     assert bundle.passed
-    assert {row["layer"] for row in bundle.manifest.plan["float_layers"]} <= PAIR
+    assert {row["layer"] for row in rows} <= PAIR
+    assert all(row["weight_in_codes"] for row in rows)
+    assert all(kind.startswith("int8") for kind in layers.values())
 
 
 @pytest.mark.slow

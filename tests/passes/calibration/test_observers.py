@@ -137,7 +137,7 @@ def test_search_finds_the_least_measured_error(best: tuple[float, float]) -> Non
     """An error that has its minimum off every proposal: the ends are moved there."""
     seen = histogram([torch.randn(10_000).clamp(-2, 2)])
 
-    def measure(params: QuantParams) -> float:
+    def measure(params: QuantParams, enough: float = 0.0) -> float:
         low = float(params.scale) * (UINT8.qmin - int(params.zero_point))
         high = float(params.scale) * (UINT8.qmax - int(params.zero_point))
         return (low - best[0]) ** 2 + (high - best[1]) ** 2

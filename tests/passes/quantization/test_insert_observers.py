@@ -72,6 +72,22 @@ def test_a_value_before_a_fused_activation_is_not_stored() -> None:
     assert "relu" in sources
 
 
+def test_a_weight_alone_is_observed_and_its_layer_reads_floats() -> None:
+    """The second layer computes in float, and with it the sum after it, which no integers read."""
+    graph = trace(Block(), {"x": torch.zeros(1, 2, 4, 4)})
+    run(graph, float_pipeline())
+    placed = InsertObservers(
+        INTEGER_OPS, ACTIVATION, WEIGHT, frozenset({"head.weight"}), frozenset({"second.weight"})
+    )
+    run(graph, [placed])
+    sources = _sources(graph)
+
+    assert "second_weight" in sources
+    assert "head_weight" not in sources
+    assert "conv2d_1" not in sources
+    assert "relu_1" not in sources
+
+
 def test_an_output_that_nothing_integer_reads_stays_float() -> None:
     assert "linear" not in _sources(_observed(Block(), torch.zeros(1, 2, 4, 4)))
 
