@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,7 +56,7 @@ class Source:
     evaluate: Evaluate | None = None
     licence: str | None = None
     checkpoint: Checkpoint | None = None
-    figures: Mapping[str, float] | None = None
+    figures: Mapping[str, float] | None = field(default=None, init=False)
 
 
 def load(model: str) -> Source:
