@@ -1,15 +1,16 @@
 """Layers of an integer build that stay float, where all in integers miss a limit of quality.
 
-The first artifact has all layers in integers, and its gates say whether that holds. If not, one pass
-forward and back says what the integers of each place cost; then sets of float layers are put on trial in
-PyTorch, the best of each size by these costs, until the smallest is found that keeps the limits. It is
-built as ``--ignore`` would build it, and its gates decide.
+All layers in integers come first: their graph in PyTorch where that misses by far, else the artifact's gates
+say whether that holds. If not, one pass forward and back says what the integers of each place cost; then sets
+of float layers are put on trial in PyTorch (``float_search.py``). What is found is built; its gates decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from qcompile.compiler.driver import weight_plans, weight_trials
 from qcompile.compiler.driver.float_search import FloatLayers, smallest
@@ -26,7 +27,7 @@ from qcompile.passes.mixed_precision.integer_trial import Prepared, fused
 from qcompile.passes.mixed_precision.layer_damage import layer_damages
 from qcompile.passes.quantization.insert_observers import InsertObservers
 from qcompile.passes.quantization.quantize import Quantize
-from qcompile.passes.quantization.records import LayerRecord
+from qcompile.passes.quantization.records import LayerRecord, sqnr_db
 from qcompile.runtime.manifest import Manifest
 from qcompile.targets.options import DEFAULT_ACTIVATIONS
 
@@ -180,6 +181,14 @@ def _distance(work: Build, samples: Samples) -> Callable[[Graph], float]:
 
     def measure(graph: Graph) -> float:
         pairs = list(zip(references, each(graph.run, batches), strict=True))
-        return weight_plans.predictions(work).compare(pairs).mean
+        predictions = weight_plans.predictions(work)
+        return predictions.compare(pairs).mean if predictions.kind == "kl" else _error(pairs)
 
     return measure
+
+
+def _error(pairs: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> float:
+    """Return the squared error of float outputs over their power, added up over the outputs."""
+    names = [n for n, value in pairs[0][0].items() if value.is_floating_point()]
+    found = [sqnr_db((reference[n], value[n]) for reference, value in pairs) for n in names]
+    return sum(10 ** (-db / 10) for db in found if db is not None)

@@ -1,4 +1,4 @@
-"""The search for layers that stay float: sets on trial, the best of each size by predicted costs first.
+"""The search for layers that compute in float: sets on trial, the best of each size by predicted costs first.
 
 A trial's predictions are compared with the original's on calibration data, which takes a fraction of what
 ``evaluate`` does. A trial that is farther from them than one that missed a limit is taken to miss it too.
@@ -6,7 +6,6 @@ A trial's predictions are compared with the original's on calibration data, whic
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,9 +84,9 @@ class FloatLayers:
         return self.tried[layers, coded].holds
 
     def least_missed(self) -> float:
-        """Return the least that is predicted to be left of picks that missed a limit."""
-        missed = (self.problem.left(*pick) for pick, t in self.tried.items() if not t.holds)
-        return min(missed, default=math.inf)
+        """Return the least that is predicted to be left of picks that missed, none in float among them."""
+        missed = [self.problem.left(*pick) for pick, t in self.tried.items() if not t.holds]
+        return min(missed, default=self.problem.left(NONE))
 
     def tighten(self, failed: Mapping[str, float]) -> None:
         """Ask trials for as much more as the present pick was worse than its trial; forget all others."""
@@ -146,11 +145,12 @@ def smallest(search: FloatLayers, least: int = 1) -> Pick | None:
 def _few(search: FloatLayers, least: int, most: int) -> Layers | None:
     """Return a set that holds.
 
-    Sizes double until the best set of one holds, and are then halved; then layers are put back, and other
-    sets of one layer fewer tried, as long as one holds.
+    Sizes double until the best set of one holds, and are then halved; those whose best set would leave much
+    of what missed are not tried. Then layers are put back, and other sets of one layer fewer tried, as long
+    as one holds.
     """
     low, size = least - 1, least
-    while (found := _best(search, size)) is None and size < most:
+    while (found := _better(search, size)) is None and size < most:
         low, size = size, min(2 * size, most)
     if found is None:
         return None
@@ -168,6 +168,14 @@ def _few(search: FloatLayers, least: int, most: int) -> Layers | None:
 def _best(search: FloatLayers, size: int) -> Layers | None:
     found = search.problem.best(size)
     return found if found is not None and search.keeps(found) else None
+
+
+def _better(search: FloatLayers, size: int) -> Layers | None:
+    """Return the best set if it holds, and leaves much less than what missed or all layers but one."""
+    found, last = search.problem.best(size), size == len(search.problem.weights) - 1
+    if found is None or (not last and SLACK * search.problem.left(found) > search.least_missed()):
+        return None
+    return _best(search, size)
 
 
 def _one_fewer(search: FloatLayers, found: Layers) -> Layers | None:

@@ -86,8 +86,11 @@ def graph_predict(graph: Graph) -> Predict:
 
     def predict(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
         inputs = {n: torch.from_numpy(np.ascontiguousarray(arrays[n])) for n in graph.inputs}
-        outputs = each(graph.run, _parts(graph, inputs))
-        return {n: torch.cat([o[n] for o in outputs]).numpy() for n in graph.outputs}
+        first, *others = each(graph.run, _parts(graph, inputs))
+        whole = {
+            n: torch.cat([v, *(o[n] for o in others)]) if others else v for n, v in first.items()
+        }
+        return {name: value.numpy() for name, value in whole.items()}
 
     return predict
 
