@@ -32,7 +32,7 @@ from qcompile.compiler.driver.build import build
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.target import resolve
 from qcompile.compiler.driver.weight_plans import early_choices, planned_target
-from qcompile.targets.onnx.export import OPSET
+from qcompile.targets.onnx.registry import OPSET
 from qcompile.targets.options import BlockOptions
 
 UNIFORM = ("int8", "int4", "int4-per-channel", "int2", "int2-per-channel")

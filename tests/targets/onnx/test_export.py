@@ -17,7 +17,8 @@ from qcompile.compiler.ir.errors import UnsupportedError
 from qcompile.compiler.ir.ops import DEQUANTIZE_PER_CHANNEL
 from qcompile.targets.device import load_device
 from qcompile.targets.onnx.emitter import EMITTER
-from qcompile.targets.onnx.export import OPSET, export
+from qcompile.targets.onnx.export import export
+from qcompile.targets.onnx.registry import OPSET, registry
 from qcompile.targets.order import Order
 
 
@@ -50,6 +51,15 @@ def test_the_file_is_valid_and_tells_nothing_of_this_machine(lower: Any) -> None
     onnx.checker.check_model(onnx.load_from_string(data))
     for word in (b".py", b"/home", b"/tmp", b"torch", b"File "):
         assert word not in data
+
+
+def test_the_file_is_the_same_each_time() -> None:
+    """The table of translations is made once, and no export changes it."""
+    graph = trace(Small().eval(), {"image": torch.zeros(2, 3, 8, 8)})
+    first, second = (onnx_ir.to_proto(export(graph.copy())).SerializeToString() for _ in range(2))
+
+    assert first == second
+    assert registry(OPSET) is registry(OPSET)
 
 
 def test_our_codes_arrive_bit_for_bit(lower: Any) -> None:
