@@ -134,7 +134,7 @@ def _float_layers(plan: Mapping[str, Any]) -> str:
     what = MEASURES[plan["measure"]]
     named = ", ".join(f"{row['layer']} ({row['damage']:.2g})" for row in rows[:_NAMED])
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
-    coded = sum(row["weight_in_codes"] for row in rows)
+    coded = sum(row.get("weight_in_codes", False) for row in rows)
     codes = f", {coded} with the weight in codes" if coded else ""
     whole = f"{len(rows)} of {plan['layers']}{codes}"
     return f"{whole}, by the {what} that integers would cost: {named}{more}"

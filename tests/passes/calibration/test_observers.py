@@ -147,6 +147,11 @@ def test_search_finds_the_least_measured_error(best: tuple[float, float]) -> Non
     assert choice.error < 0.01
     assert choice.error == measure(choice.params)
 
+    def stopping(params: QuantParams, enough: float) -> float:
+        return min(measure(params), enough)
+
+    assert choose(seen, UINT8, stopping).params == choice.params
+
 
 def test_large_tensors_are_thinned() -> None:
     x = torch.randn(1 << 15)
