@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,9 +119,14 @@ def _take_apart_clamps(graph: Graph) -> None:
 
 
 def convert(
-    graph: Graph, lowered: Lowered, opset: int, float_bits: int, names: Mapping[str, str]
+    graph: Graph,
+    lowered: Lowered,
+    opset: int,
+    float_bits: int,
+    names: Mapping[str, str],
+    package: Path,
 ) -> Any:
-    """Return the coremltools model.
+    """Write a package, and return its model description.
 
     Args:
         graph: The quantized graph.
@@ -128,6 +134,7 @@ def convert(
         opset: 16, 17 or 18, as iOS counts.
         float_bits: In which the program computes.
         names: Core ML's names of inputs and outputs by the graph's.
+        package: The ``.mlpackage``, which must not exist.
 
     Raises:
         UnsupportedError: coremltools has a converter for each op, but not for what one of them is given.
@@ -140,7 +147,7 @@ def convert(
     precision = ct.precision.FLOAT16 if float_bits == 16 else ct.precision.FLOAT32
     try:
         with quiet():
-            return ct.convert(
+            model = ct.convert(
                 lowered.program,
                 inputs=_inputs(ct, graph, names),
                 outputs=_output_types(ct, graph, names),
@@ -150,7 +157,9 @@ def convert(
                 pass_pipeline=pipeline,
                 classifier_config=_classifier(ct, graph),
                 skip_model_load=True,
+                package_dir=str(package),  # else it lies in the temporary folder until Python ends
             )
+            return model.get_spec()
     except (ValueError, NotImplementedError, TypeError) as error:
         if not raised_by(error, "coremltools"):
             raise

@@ -38,7 +38,7 @@ from qcompile.targets.coreml.session import ReferenceEngine
 from qcompile.targets.coreml.stream import write_stored_weights
 from qcompile.targets.coreml.swift import write_swift_package
 from qcompile.targets.coreml.tools import load_coremltools
-from qcompile.targets.coreml.write import write_package
+from qcompile.targets.coreml.write import rewrite_package
 from qcompile.targets.device import Device
 from qcompile.targets.integer_scheme import equalized, quantized
 from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
@@ -120,9 +120,8 @@ class CoremlEmitter(Emitter):
 
         def write() -> dict[str, Any]:
             lowered = lower(graph)
-            model = convert(graph, lowered, opset, bits, names.feature_names(graph))
-            files = write_package(model, package, graph.interface.metadata)
-            del model
+            spec = convert(graph, lowered, opset, bits, names.feature_names(graph), package)
+            files = rewrite_package(spec, package, graph.interface.metadata)
             gc.collect()  # coremltools' programs are cycles, and hold the weights
             write_stored_weights(graph, package, lowered.origins)
             return {"files": files, "origins": dict(lowered.origins)}

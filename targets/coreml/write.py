@@ -1,4 +1,4 @@
-"""Writes an ``.mlpackage`` whose bytes depend on the model alone.
+"""Rewrites an ``.mlpackage`` so that its bytes depend on the model alone.
 
 coremltools stamps the date, random identifiers and a debugging file; protobuf maps have no order of their
 own. Here identifiers come from the names of what they identify, and maps are written sorted.
@@ -13,28 +13,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qcompile.targets.coreml.tools import quiet
-
 _AUTHOR = "com.apple.CoreML"
 _MODEL, _WEIGHTS = f"{_AUTHOR}/model.mlmodel", f"{_AUTHOR}/weights"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://apple.github.io/coremltools/mlpackage")
 _STAMPS = "com.github.apple.coremltools."
 
 
-def write_package(model: Any, folder: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Save a coremltools model.
+def rewrite_package(spec: Any, folder: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """Write anew what coremltools has written, but for the weights.
 
     Args:
-        model: As ``ct.convert`` returns it.
-        folder: The ``.mlpackage``, which must not exist.
+        spec: The model description.
+        folder: The ``.mlpackage``.
         metadata: ``author``, ``licence``, ``version``, ``description``.
 
     Returns:
         The files, relative to the package.
     """
-    with quiet():
-        model.save(str(folder))
-        spec = model.get_spec()
     _describe(spec.description.metadata, metadata)
     data = folder / "Data"
     (data / _MODEL).write_bytes(spec.SerializeToString(deterministic=True))
