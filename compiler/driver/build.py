@@ -154,7 +154,7 @@ def build(
             manifest = _attempt(work, stage)
         planning.save(work)
         write.seal(stage, manifest)
-        return _publish(work, stage, folder, manifest)
+        return _publish(work, stage, folder, manifest, force=force)
 
 
 def _attempt(work: Build, stage: Path) -> Manifest:
@@ -285,13 +285,13 @@ def _activation_bytes(work: Build) -> int:
     return memory.activation_bytes(work.graph, work.samples, limit, feedback=feedback)
 
 
-def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest) -> Bundle:
+def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest, *, force: bool) -> Bundle:
     bundle = Bundle(folder, manifest, work.seconds)
     if bundle.passed:
-        write.publish(stage, folder)
+        write.publish(stage, folder, force=force)
         return bundle
     rejected = folder.with_name(f"{folder.name}.rejected")
-    write.publish(stage, rejected)
+    write.publish(stage, rejected, force=True)
     raise GateError(
         f"{'; '.join(bundle.failures)}{float_layers.said(work)}; the bundle is kept as {rejected}",
         Bundle(rejected, manifest, work.seconds),

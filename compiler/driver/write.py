@@ -120,13 +120,28 @@ def staged(folder: Path) -> Iterator[Path]:
         _remove_empty(made)
 
 
-def publish(stage: Path, folder: Path) -> None:
-    """Put a finished folder in its place; an old one there is replaced in the same instant."""
-    folder = Path(os.path.abspath(folder))
-    if folder.exists():
-        _exchange(stage, folder)
-    else:
-        stage.rename(folder)
+def publish(stage: Path, folder: Path, *, force: bool) -> None:
+    """Put a finished folder in its place.
+
+    Args:
+        stage: The finished folder.
+        folder: Its place.
+        force: Replace a folder there in the same instant.
+
+    Raises:
+        OutputError: There is one, which another process made meanwhile, and ``force`` is not given.
+    """
+    place = Path(os.path.abspath(folder))
+    if force and place.exists():
+        _exchange(stage, place)
+        return
+    try:
+        stage.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        why = "was made by another process meanwhile"
+        raise OutputError(f"{folder} {why}; give --force to replace it, or another -o") from error
 
 
 def seal(folder: Path, manifest: Manifest) -> None:

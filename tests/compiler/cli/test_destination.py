@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 
 from qcompile.compiler.driver import write
 
@@ -46,6 +47,39 @@ def test_an_output_that_exists(here: Path, refuses: Refuses) -> None:
     assert "tiny.py exists and is no bundle" in refuses(*BUILD, "-o", "tiny.py", "--force")
     (here / "link.qc").symlink_to(here / "tiny.qc")
     assert "link.qc is a link" in refuses(*BUILD, "-o", "link.qc", "--force")
+
+
+def test_an_output_that_another_process_makes_meanwhile(
+    here: Path, bundle: Path, run: Callable[..., Result]
+) -> None:
+    other = (
+        f"\n\nimport shutil\n\n\ndef calibration():\n    shutil.copytree({str(bundle)!r}, 'x.qc')\n"
+    )
+    model = (here / "tiny.py").read_text()
+    (here / "tiny.py").write_text(f"{model}{other}    return {{'input': images(32, 2)}}\n")
+    result = run(*BUILD, "-o", "x.qc")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "error: x.qc was made by another process meanwhile; give --force to replace it, or another -o\n"
+    )
+    assert digests(here / "x.qc") == digests(bundle)
+    assert leftovers(here) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_two_builds_of_one_bundle_at_once(here: Path, bundle: Path, force: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "qcompile", *BUILD, "-o", "x.qc", *force]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes == [0, 0] if force else codes in ([0, 2], [0, 0])  # of which one may begin later
+    assert not any("defect" in text or "Traceback" in text for text in said)
+    assert digests(here / "x.qc") == digests(bundle)
+    assert leftovers(here) == []
 
 
 def test_an_output_that_cannot_be_made(
