@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
@@ -67,10 +67,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"nearest: {close[0]}" if close else f"there are: {', '.join(words) or 'none'}"
 
 
-def explain(error: ValidationError, kind: type[BaseModel], problems: Problems) -> None:
-    """Note each thing that pydantic found."""
+def explain(
+    error: ValidationError, kind: type[BaseModel], problems: Problems, known: Container[Key] = ()
+) -> None:
+    """Note each thing that pydantic found, but for keys whose values are known to be wrong."""
     for row in error.errors(include_url=False):
-        problems.add(place(row), _sentence(row, kind))
+        if place(row) not in known:
+            problems.add(place(row), _sentence(row, kind))
 
 
 def place(row: Any) -> Key:
@@ -90,7 +93,8 @@ def _sentence(row: Any, kind: type[BaseModel]) -> str:
         return f"[{dotted(path[:-1])}] has no {path[-1]!r}, and needs it"
     if code in _KINDS:
         given = _NAMES.get(type(value), type(value).__name__)
-        return f"{name} is {value!r}, {given}, and must be {_KINDS[code]}"
+        text = f"{name} is {value!r}, {given}, and must be {_KINDS[code]}"
+        return f"{text}: [{value!r}]" if code == "list_type" and isinstance(value, str) else text
     if code == "literal_error":
         return f"{name} is {value!r}, and must be {row['ctx']['expected']}"
     if code == "string_pattern_mismatch":

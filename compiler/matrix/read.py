@@ -19,6 +19,7 @@ from qcompile.compiler.matrix.problems import Problems, explain, place
 from qcompile.compiler.matrix.schema import FILE, Settings
 
 _MAX_BYTES = 1 << 20
+_TWICE = re.compile("Cannot (declare .* twice|overwrite a value)")
 _WHERE = re.compile(r" \(at line (\d+), column (\d+)\)$")
 
 
@@ -85,21 +86,27 @@ def _text(file: Path) -> str:
 
 
 def _syntax(file: Path, said: str, text: str) -> str:
-    """Return what tomllib said, with the place in front."""
+    """Return what tomllib said, with the place in front; what is named twice in words of ours."""
     found = _WHERE.search(said)
-    line, column = found.groups() if found else (text.count("\n") + 1, 1)
+    line, column = map(int, found.groups()) if found else (text.count("\n") + 1, 1)
+    written = text.split("\n")[line - 1].strip()
+    if _TWICE.match(said) and (written.startswith("[") or "=" in written):
+        name = written if written.startswith("[") else written.partition("=")[0].rstrip()
+        return f"{file}:{line}:1: {name} is there twice: leave one out, or rename it"
     return f"{file}:{line}:{column}: not TOML: {_WHERE.sub('', said)}"
 
 
 def _settings(data: dict[str, Any], problems: Problems) -> Settings:
     """Return what fits the types; what does not is noted and left out, so that the rest can be checked."""
+    dropped: set[Key] = set()
     while True:
         try:
             return Settings.model_validate(data)
         except ValidationError as error:
-            explain(error, Settings, problems)
+            explain(error, Settings, problems, dropped)
             for row in error.errors(include_url=False):
                 _drop(data, place(row)[:-1] if row["type"] == "missing" else place(row))
+                dropped.add(place(row))
 
 
 def _drop(data: dict[str, Any], path: Key) -> None:
