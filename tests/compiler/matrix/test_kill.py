@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -66,21 +67,6 @@ def test_a_few_kills(small_project: Any) -> None:
     check_clean(small_project, clean)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_many_kills(small_project: Any) -> None:
-    """``QCOMPILE_KILLS=100`` makes it as many as one likes: about ten seconds each."""
-    clean, seconds = clean_result(small_project)
-    dice = random.Random(8)
-    for _ in range(int(os.environ.get("QCOMPILE_KILLS", "12"))):
-        kill_once(small_project, dice.uniform(0, 1.1) * seconds)
-        check_whole(small_project)
-        if dice.random() < 0.3:
-            check_clean(small_project, clean)
-            forget(small_project)
-    check_clean(small_project, clean)
-
-
 def test_ctrl_c_says_what_is_left(small_project: Any) -> None:
     command = small_project.command("build")
     with subprocess.Popen(
@@ -110,3 +96,21 @@ def test_two_at_once(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OutputError, match="another process is building this project"):
         build.build(read_project(project.folder / "qcompile.toml"))
     os.close(lock)
+
+
+@pytest.mark.slow
+def test_two_at_once_in_a_shell(small_project: Any) -> None:
+    clean, _ = clean_result(small_project)
+    command = small_project.command("build", "--jobs", "2", "--json")
+    pipe = subprocess.PIPE
+    both = [
+        subprocess.Popen(command, cwd=small_project.folder, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(2)
+    ]
+    said = [json.loads(process.communicate()[0]) for process in both]
+    results = sorted(str([row["result"] for row in s.get("builds", ())]) for s in said)
+    refused = "another process is building this project: wait until it is done"
+    assert results == [str(["built"] * 2), str(["up to date"] * 2)] or (
+        results == [str(["built"] * 2), "[]"] and refused in [s.get("error") for s in said]
+    )
+    assert small_project.content() == clean
