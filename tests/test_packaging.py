@@ -68,7 +68,7 @@ def test_constraints_pin_all_that_is_named_in_pyproject() -> None:
     named = [*found["project"]["dependencies"], *found["build-system"]["requires"]]
     named += [
         r
-        for extra in ("onnx", "coreml", "dev", "sentence-embeddings", "remote", "browser")
+        for extra in ("onnx", "coreml", "dev", "sentence-embeddings", "remote", "browser", "ray")
         for r in extras[extra]
     ]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -20,7 +20,7 @@ def _complete_target(ctx: Any, param: Any, incomplete: str) -> list[str]:
     return [name for name in device_names() if name.startswith(incomplete)]
 
 
-_OF_MATRICES = ("config", "only", "jobs", "locked")
+_OF_MATRICES = ("config", "only", "jobs", "executor", "ray_address", "locked")
 
 
 class TensorType(click.ParamType):  # type: ignore[type-arg]
@@ -43,6 +43,10 @@ class TensorType(click.ParamType):  # type: ignore[type-arg]
               help="Without MODEL: this model, target or build; repeatable.")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Without MODEL: builds at once.")  # fmt: skip
+@click.option("--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="Without MODEL: where builds run.")  # fmt: skip
+@click.option("--ray-address", metavar="HOST:PORT", help="Of a Ray cluster; default: RAY_ADDRESS, "
+              "or a Ray that is started here.")  # fmt: skip
 @click.option(
     "--locked", is_flag=True, help="Without MODEL: refuse what is not as in qcompile.lock."
 )
@@ -126,8 +130,9 @@ class TensorType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--force", is_flag=True, help="Replace a bundle that is there; without MODEL: all.")
 @cache_options
 @reports_errors
-def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs: int, locked: bool,
-            force: bool, as_json: bool, **given: Any) -> None:  # fmt: skip
+def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs: int, executor: str,
+            ray_address: str | None, locked: bool, force: bool, as_json: bool,
+            **given: Any) -> None:  # fmt: skip
     """Compile MODEL into a bundle, or build what changed of qcompile.toml.
 
     MODEL is a model file, package.module:factory, a .pt2 program, or a language model's Hugging Face
@@ -142,11 +147,15 @@ def command(model: str | None, config: Path | None, only: tuple[str, ...], jobs:
         _build(model, force=force, cache=cache, as_json=as_json, **given)
         return
     from qcompile.compiler.cli import matrix
+    from qcompile.compiler.matrix.executor import executor as find
 
     cache = cache_of(given, matrix=True)
     _refuse([name for name in given if name != "model"], "is for a single MODEL: give one, or write it "
             "into qcompile.toml")  # fmt: skip
-    matrix.build(config, only, jobs=jobs, locked=locked, force=force, cache=cache, as_json=as_json)
+    if executor != "ray":
+        _refuse(["ray_address"], "is for --executor ray")
+    matrix.build(config, only, jobs=jobs, executor=find(executor, ray_address), locked=locked,
+                 force=force, cache=cache, as_json=as_json)  # fmt: skip
 
 
 def _refuse(names: Iterable[str], why: str) -> None:

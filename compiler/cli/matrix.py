@@ -16,6 +16,7 @@ from rich.table import Table
 from qcompile.compiler.cli.common import console, print_json
 from qcompile.compiler.matrix import build as builds
 from qcompile.compiler.matrix.build import Listener, Outcome
+from qcompile.compiler.matrix.executor import Executor
 from qcompile.compiler.matrix.read import read
 from qcompile.compiler.matrix.schema import FILE
 from qcompile.compiler.stages.options import CacheOptions
@@ -26,6 +27,7 @@ def build(
     only: Sequence[str],
     *,
     jobs: int,
+    executor: Executor,
     locked: bool,
     force: bool,
     cache: CacheOptions,
@@ -42,6 +44,7 @@ def build(
             force=force,
             cache=cache,
             listener=display.listener(),
+            executor=executor,
         )
     if as_json:
         print_json(

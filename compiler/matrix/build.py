@@ -14,6 +14,7 @@ from qcompile.compiler.ir.errors import OutputError
 from qcompile.compiler.ir.folder_lock import lock_folder
 from qcompile.compiler.matrix import lock, processes
 from qcompile.compiler.matrix.cells import Cell, chosen
+from qcompile.compiler.matrix.executor import Executor
 from qcompile.compiler.matrix.read import Project
 from qcompile.compiler.matrix.state import State, refuse_drift, states
 from qcompile.compiler.stages.options import WITHOUT_CACHE, CacheOptions
@@ -80,6 +81,7 @@ def build(
     force: bool = False,
     cache: CacheOptions = WITHOUT_CACHE,
     listener: Listener | None = None,
+    executor: Executor = processes.run,
 ) -> list[Outcome]:
     """Build what is not as it should be.
 
@@ -91,6 +93,7 @@ def build(
         force: Build also what is up to date.
         cache: What builds have in common is computed once and kept there.
         listener: Told what happens.
+        executor: Where builds run.
 
     Raises:
         ProjectError: The lock is damaged, ``only`` names nothing, or something drifted and is ``locked``.
@@ -105,7 +108,7 @@ def build(
         todo = {s.cell.name: s for s in found if s.why or force}
         outcomes = {s.cell.name: _current(project, s) for s in found if s.cell.name not in todo}
         run = _Run(project, todo, listener, entries, locked, cache)
-        outcomes |= run.all(jobs, lock_file)
+        outcomes |= run.all(executor, jobs, lock_file)
         if not locked:
             run.save()
     return [outcomes[s.cell.name] for s in found]
@@ -120,11 +123,11 @@ class _Run:
     locked: bool
     cache: CacheOptions
 
-    def all(self, jobs: int, lock_file: int) -> dict[str, Outcome]:
+    def all(self, executor: Executor, jobs: int, lock_file: int) -> dict[str, Outcome]:
         """Build; an interruption leaves the rest as stopped."""
         requests = [(name, self.request(s.cell)) for name, s in self.todo.items()]
         outcomes: dict[str, Outcome] = {}
-        results = processes.run(
+        results = executor(
             requests, self.project.root, jobs=jobs, told=self.told, keep_open=[lock_file]
         )
         with suppress(KeyboardInterrupt), closing(results):

@@ -48,12 +48,13 @@ class Requests:
         return bool(data)
 
 
-def run(work: Callable[[], object], requests: Requests) -> int:
+def run(work: Callable[[], object], requests: Requests, tidy: Callable[[], None]) -> int:
     """Do work in a process that ends with this one; return its exit code, negative for a signal.
 
     Args:
         work: Done in the other process.
         requests: At the end of which this process ends, and the other.
+        tidy: Called before that.
     """
     process = multiprocessing.get_context("fork").Process(target=_child, args=(work, os.getpid()))
     interrupted: list[int] = []
@@ -66,6 +67,8 @@ def run(work: Callable[[], object], requests: Requests) -> int:
             for key, _ in waited.select():
                 if key.fd == requests.pipe and not requests.read():
                     process.kill()
+                    process.join()
+                    tidy()
                     os._exit(STOPPED)
     process.join()
     if interrupted:  # the other was too, and has tidied up
@@ -75,12 +78,13 @@ def run(work: Callable[[], object], requests: Requests) -> int:
     return process.exitcode
 
 
-def end_with(requests: Requests) -> None:
-    """Let this process end when its requests do."""
+def end_with(requests: Requests, tidy: Callable[[], None]) -> None:
+    """Let this process tidy up and end when its requests do."""
 
     def wait() -> None:
         while requests.read():
             pass
+        tidy()
         os._exit(STOPPED)
 
     threading.Thread(target=wait, daemon=True).start()

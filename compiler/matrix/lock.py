@@ -40,6 +40,19 @@ class Entry:
     tools: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Basis:
+    """What a build rests on besides its inputs.
+
+    Args:
+        device: SHA-256 of the facts about the device.
+        tools: Versions.
+    """
+
+    device: str
+    tools: Mapping[str, str]
+
+
 def read(root: Path) -> dict[str, Entry]:
     """Read the lock of a project; it is empty if there is none.
 
@@ -89,9 +102,14 @@ def write(root: Path, entries: Mapping[str, Entry]) -> None:
 
 def entry(root: Path, cell: Cell, files: Mapping[str, str], bundle: str) -> Entry:
     """Return what is to be pinned of a build that was made just now."""
-    device = str(cell.flags["target"])
-    kind = cell.flags.get("format") or format_of(device, root)
-    return Entry(bundle, device_digest(device, root), dict(files), dict(cell.flags), tools(kind))
+    found = basis(root, cell.flags)
+    return Entry(bundle, found.device, dict(files), dict(cell.flags), found.tools)
+
+
+def basis(root: Path, flags: Mapping[str, Any]) -> Basis:
+    """Return what a build with these options rests on, besides its inputs."""
+    device = str(flags["target"])
+    return Basis(device_digest(device, root), tools(flags.get("format") or format_of(device, root)))
 
 
 def drift(root: Path, cell: Cell, pinned: Entry, digests: Digests) -> list[str]:
@@ -100,13 +118,18 @@ def drift(root: Path, cell: Cell, pinned: Entry, digests: Digests) -> list[str]:
     now = entry(root, cell, files, pinned.bundle)
     found = [f"{name} {what}" for name, what in _differences(pinned.files, now.files)]
     for before, after in ((pinned.options, now.options), (pinned.tools, now.tools)):
-        found += [
-            f"{name.replace('_', '-')}: {_shown(before, name)} -> {_shown(after, name)}"
-            for name, _ in _differences(before, after)
-        ]
+        found += changes(before, after)
     if pinned.device != now.device:
         found.append(f"the facts about {cell.flags['target']} changed")
     return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return what is not as it was, a few words each, with both values."""
+    return [
+        f"{name.replace('_', '-')}: {_shown(before, name)} -> {_shown(after, name)}"
+        for name, _ in _differences(before, after)
+    ]
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

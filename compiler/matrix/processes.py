@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ class _Worker:
         process: With pipes.
         errors: Gets its stderr.
         queue: Requests about one model; the first is under way.
+        temporary: Folder for temporary folders of requests.
+        folder: That of the first request.
         rest: Of a line that it has not finished.
         result: Of the first request.
         start: Length of ``errors`` when that began.
@@ -41,6 +44,8 @@ class _Worker:
     process: subprocess.Popen[bytes]
     errors: IO[bytes]
     queue: deque[Named]
+    temporary: str
+    folder: str = ""
     rest: bytes = b""
     result: dict[str, Any] = field(default_factory=dict)
     start: int = 0
@@ -50,9 +55,12 @@ class _Worker:
         name, request = self.queue[0]
         assert self.process.stdin is not None
         self.start = os.fstat(self.errors.fileno()).st_size
+        self.folder = tempfile.mkdtemp(dir=self.temporary)
         told(name, {"stage": "start"})
         with suppress(BrokenPipeError):  # it has ended: its exit code will tell
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.write(
+                json.dumps({**request, "temporary": self.folder}).encode() + b"\n"
+            )
             self.process.stdin.flush()
 
     def take(self, data: bytes, told: Told) -> int | None:
@@ -73,6 +81,7 @@ class _Worker:
         """Return the name and result of a request that is done; one without a result failed."""
         name, _ = self.queue.popleft()
         result, self.result = self.result, {}
+        shutil.rmtree(self.folder, ignore_errors=True)
         if not result:
             error = f"its process ended {_ending(code)}{self._last()}"
             result = {"result": "failed", "error": error, "killed": code == -signal.SIGKILL}
@@ -101,7 +110,7 @@ def run(
     told: Told,
     keep_open: Iterable[int] = (),
 ) -> Generator[tuple[str, dict[str, Any]], None, None]:
-    """Give each request's result as it comes.
+    """Give each request's result as it comes; what workers leave in the temporary folder is removed.
 
     Args:
         requests: By name; those of one ``path``, a model, share a process.
@@ -114,7 +123,10 @@ def run(
         OutputError: A process cannot be started.
     """
     with selectors.DefaultSelector() as running, ExitStack() as files:
-        pool = _Pool(root, jobs, told, tuple(keep_open), files, running, _by_model(requests))
+        temporary = files.enter_context(_temporary())
+        pool = _Pool(
+            root, jobs, told, tuple(keep_open), temporary, files, running, _by_model(requests)
+        )
         files.callback(pool.stop)
         while pool.start():
             for key, _ in running.select(_SECONDS_BETWEEN):
@@ -132,6 +144,7 @@ class _Pool:
     jobs: int
     told: Told
     keep_open: tuple[int, ...]
+    temporary: str
     files: ExitStack
     running: selectors.BaseSelector
     waiting: deque[deque[Named]]
@@ -143,7 +156,7 @@ class _Pool:
     def start(self) -> bool:
         """Start as many workers as there may be; return whether any run."""
         while len(self.workers) < self.jobs and (queue := self._next()):
-            worker = _Worker(*self._process(), queue)
+            worker = _Worker(*self._process(), queue, self.temporary)
             assert worker.process.stdout is not None
             self.running.register(worker.process.stdout, selectors.EVENT_READ, worker)
             worker.ask(self.told)
@@ -193,6 +206,10 @@ class _Pool:
         longest = max((w.queue for w in self.workers), key=len, default=deque())
         taken = [longest.pop() for _ in range(len(longest) // 2)]
         return deque(reversed(taken)) or None
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="qcompile-", ignore_cleanup_errors=True)
 
 
 def _by_model(requests: Iterable[Named]) -> deque[deque[Named]]:

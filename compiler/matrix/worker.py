@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -40,13 +41,15 @@ def main() -> None:
     model = _Model(say)
     while (line := requests.next()) is not None:
         request = json.loads(line)
+        tempfile.tempdir = os.environ["TMPDIR"] = request["temporary"]
+        tidy = partial(_remove, Path(request["temporary"]))
         work = partial(_guarded, request, say, partial(_answer, request, model))
         if not CAN_FORK:
-            end_with(requests)
+            end_with(requests, tidy)
             work()
             return
         ready = _guarded(request, say, partial(_prepare, request, model))
-        say(ended=run(work, requests) if ready else 0)
+        say(ended=run(work, requests, tidy) if ready else 0)
 
 
 @dataclass
@@ -75,6 +78,13 @@ class _Model:
             self.say(stage="load")
             self.source = load(path)
         return self.source
+
+
+def _remove(temporary: Path) -> None:
+    """Remove the folder of a request whose asker is gone; the last of its workers removes what held it."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):
+        temporary.parent.rmdir()
 
 
 def _prepare(request: Mapping[str, Any], model: _Model) -> None:

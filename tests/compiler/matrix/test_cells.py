@@ -46,7 +46,7 @@ tensor-type = { x = "int4", a = "int8" }
 NOT_IN_THE_FILE = {
     "model", "config", "only", "jobs", "locked", "output", "pareto", "plot", "dry_run", "dump_ir", "force",
     "save_plan", "resume", "as_json", "debug", "target", "precision", "cache_dir", "cache_size", "no_cache",
-    "remote_cache", "remote_cache_read_only",
+    "remote_cache", "remote_cache_read_only", "executor", "ray_address",
 }  # fmt: skip
 """Of the command: what names the build itself, and what is said of one run."""
 
