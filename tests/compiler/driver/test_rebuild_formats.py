@@ -26,8 +26,6 @@ BUILDS = {
              "--seq-len", "128"),
     "gguf, nearest, keys and values in q8_0": (BOOKS / "books-7m", "--target", "host", "-p", "q8_0",
                                                "--kv-type", "q8_0"),
-    "gguf, formats of a budget": (BOOKS / "books-7m", "--target", "host", "--target-bpw", "5", *TEXTS,
-                                  "--num-samples", "8", "--seq-len", "128"),
 }  # fmt: skip
 PACKAGES = {"onnx": "onnxruntime", "coreml": "coremltools", "tvm": "tvm", "gguf": "llama_cpp"}
 
