@@ -10,84 +10,69 @@ import atexit
 import ctypes
 import multiprocessing
 import os
-import selectors
+import select
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 CAN_FORK = sys.platform == "linux"
 STOPPED = 130
 _PR_SET_PDEATHSIG = 1
-_BLOCK = 1 << 16
 
 
-class Requests:
-    """Lines of a pipe; its end is the end of all work.
-
-    Args:
-        pipe: Its file descriptor.
-    """
-
-    def __init__(self, pipe: int) -> None:
-        self.pipe = pipe
-        self._rest = b""
-
-    def next(self) -> bytes | None:
-        """Wait for a line and return it; ``None`` at the end."""
-        while b"\n" not in self._rest:
-            if not self.read():
-                return None
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
-
-    def read(self) -> bool:
-        """Read what there is; return whether the pipe is open."""
-        data = os.read(self.pipe, _BLOCK)
-        self._rest += data
-        return bool(data)
-
-
-def run(work: Callable[[], object], requests: Requests, tidy: Callable[[], None]) -> int:
-    """Do work in a process that ends with this one; return its exit code, negative for a signal.
+@dataclass
+class Watch:
+    """Ends this process, and what it forked, when whoever asks for its work is gone.
 
     Args:
-        work: Done in the other process.
-        requests: At the end of which this process ends, and the other.
-        tidy: Called before that.
+        pipe: From that process, which closes it only by its own end.
+        temporary: Folder of the work that is under way.
+        fork: The process that does it.
     """
-    process = multiprocessing.get_context("fork").Process(target=_child, args=(work, os.getpid()))
-    interrupted: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
-    process.start()
-    with selectors.DefaultSelector() as waited:
-        waited.register(process.sentinel, selectors.EVENT_READ)
-        waited.register(requests.pipe, selectors.EVENT_READ)
-        while process.is_alive():
-            for key, _ in waited.select():
-                if key.fd == requests.pipe and not requests.read():
-                    process.kill()
-                    process.join()
-                    tidy()
-                    os._exit(STOPPED)
-    process.join()
-    if interrupted:  # the other was too, and has tidied up
+
+    pipe: int
+    temporary: Path | None = None
+    fork: BaseProcess | None = None
+
+    def start(self) -> None:
+        """Begin to watch."""
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def run(self, work: Callable[[], object]) -> int:
+        """Do work in a fork; return its exit code, negative for a signal."""
+        context = multiprocessing.get_context("fork")
+        self.fork = context.Process(target=_child, args=(work, os.getpid()))
+        interrupted: list[int] = []
+        before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+        self.fork.start()
+        self.fork.join()
+        if interrupted:  # the fork was too, and has tidied up
+            os._exit(STOPPED)
+        signal.signal(signal.SIGINT, before)
+        assert self.fork.exitcode is not None
+        return self.fork.exitcode
+
+    def _wait(self) -> None:
+        """Wait until the pipe has no writer; what is in it is not read."""
+        poll = select.poll()
+        poll.register(self.pipe, 0)
+        poll.poll()
+        if self.fork is not None and self.fork.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.fork.pid, signal.SIGKILL)
+            wait([self.fork.sentinel])
+        if self.temporary is not None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            with suppress(OSError):  # others are in it, which end too: the last one can
+                self.temporary.parent.rmdir()
         os._exit(STOPPED)
-    signal.signal(signal.SIGINT, before)
-    assert process.exitcode is not None
-    return process.exitcode
-
-
-def end_with(requests: Requests, tidy: Callable[[], None]) -> None:
-    """Let this process tidy up and end when its requests do."""
-
-    def wait() -> None:
-        while requests.read():
-            pass
-        tidy()
-        os._exit(STOPPED)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _child(work: Callable[[], object], parent: int) -> None:

@@ -53,15 +53,10 @@ class _Worker:
     def ask(self, told: Told) -> None:
         """Send it the first request; its stdin stays open, or it would end."""
         name, request = self.queue[0]
-        assert self.process.stdin is not None
         self.start = os.fstat(self.errors.fileno()).st_size
         self.folder = tempfile.mkdtemp(dir=self.temporary)
         told(name, {"stage": "start"})
-        with suppress(BrokenPipeError):  # it has ended: its exit code will tell
-            self.process.stdin.write(
-                json.dumps({**request, "temporary": self.folder}).encode() + b"\n"
-            )
-            self.process.stdin.flush()
+        self._send({**request, "temporary": self.folder})
 
     def take(self, data: bytes, told: Told) -> int | None:
         """Take what it wrote: reports, the result, and at last the exit code, which is returned."""
@@ -87,12 +82,25 @@ class _Worker:
             result = {"result": "failed", "error": error, "killed": code == -signal.SIGKILL}
         return name, result
 
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        self._send({"verb": "end"})
+        self.process.wait()
+        self.close()
+
     def close(self) -> None:
-        """Let it end."""
+        """Close its pipes."""
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
             with suppress(BrokenPipeError):
                 stream.close()
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        pipe = self.process.stdin
+        assert pipe is not None
+        with suppress(BrokenPipeError):  # it has ended: its exit code will tell
+            pipe.write(json.dumps(request).encode() + b"\n")
+            pipe.flush()
 
     def _last(self) -> str:
         """Return the last line that it wrote to stderr for the request."""
@@ -169,8 +177,7 @@ class _Pool:
             return
         assert worker.process.stdout is not None
         self.running.unregister(worker.process.stdout)
-        worker.close()
-        worker.process.wait()
+        worker.end()
         if worker.queue:
             self.waiting.appendleft(worker.queue)
 

@@ -2,7 +2,8 @@
 
 The model is loaded and exported once; each request is done in a fork of the process that has it
 (``forks.py``), so that a build that fails harms no other. After each there is a line with its exit code,
-``ended``. The process ends when its stdin does, so that no work outlives the process that asked for it.
+``ended``. The process ends when it is told to, or when its stdin is closed: no work outlives the process that
+asked for it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from typing import Any, TextIO
 
 from qcompile.compiler.ir.errors import BudgetError, GateError
 from qcompile.compiler.matrix.digests import expand
-from qcompile.compiler.matrix.forks import CAN_FORK, Requests, end_with, run
+from qcompile.compiler.matrix.forks import CAN_FORK, Watch
 from qcompile.compiler.matrix.reads import Reads
 from qcompile.runtime.errors import QCompileError
 from qcompile.runtime.manifest import FILE, file_sha256
 
+END = "end"
+"""The verb after which there are no more requests."""
 Say = Callable[..., None]
 
 
@@ -37,19 +40,18 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # some parents have it blocked
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a model file prints is no line of ours
-    say, requests = _speaker(out), Requests(sys.stdin.fileno())
+    say, watch = _speaker(out), Watch(sys.stdin.fileno())
+    watch.start()
     model = _Model(say)
-    while (line := requests.next()) is not None:
-        request = json.loads(line)
+    while (request := json.loads(sys.stdin.readline()))["verb"] != END:
+        watch.temporary = Path(request["temporary"])
         tempfile.tempdir = os.environ["TMPDIR"] = request["temporary"]
-        tidy = partial(_remove, Path(request["temporary"]))
         work = partial(_guarded, request, say, partial(_answer, request, model))
         if not CAN_FORK:
-            end_with(requests, tidy)
             work()
             return
         ready = _guarded(request, say, partial(_prepare, request, model))
-        say(ended=run(work, requests, tidy) if ready else 0)
+        say(ended=watch.run(work) if ready else 0)
 
 
 @dataclass
@@ -78,13 +80,6 @@ class _Model:
             self.say(stage="load")
             self.source = load(path)
         return self.source
-
-
-def _remove(temporary: Path) -> None:
-    """Remove the folder of a request whose asker is gone; the last of its workers removes what held it."""
-    shutil.rmtree(temporary, ignore_errors=True)
-    with suppress(OSError):
-        temporary.parent.rmdir()
 
 
 def _prepare(request: Mapping[str, Any], model: _Model) -> None:

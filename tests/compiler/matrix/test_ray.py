@@ -44,7 +44,9 @@ def below(pid: int) -> dict[int, tuple[int, str]]:
 
 def builds_below(pid: int) -> dict[int, int]:
     """Return the processes of builds that a process's Ray workers run, with these workers."""
-    return {p: parent for p, (parent, command) in below(pid).items() if BUILD in command}
+    running = below(pid)
+    found = {p: parent for p, (parent, command) in running.items() if BUILD in command}
+    return {p: parent for p, parent in found.items() if parent not in found}  # no forks of them
 
 
 def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
