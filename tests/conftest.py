@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from qcompile.passes.base import Pass, run
 ROOT = Path(__file__).parent.parent
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs behind
 settings.register_profile("qcompile", deadline=None, derandomize=True, database=None)
 settings.load_profile("qcompile")
 
