@@ -45,8 +45,12 @@ def equalized(recipe: Recipe) -> list[Pass]:
     assert isinstance(recipe.scheme.weight, QuantSpec)
     assert recipe.scheme.activation is not None
     return [
-        CrossLayerEqualization(recipe.samples, recipe.scheme.weight, recipe.scheme.activation),
-        AbsorbHighBias(recipe.samples),  # after equalization: ranges are compared across channels
+        CrossLayerEqualization(
+            recipe.samples, recipe.scheme.weight, recipe.scheme.activation, stages=recipe.stages
+        ),
+        AbsorbHighBias(
+            recipe.samples, stages=recipe.stages
+        ),  # after equalization: ranges are compared across channels
     ]
 
 

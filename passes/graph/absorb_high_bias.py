@@ -28,6 +28,7 @@ from torch import Tensor, fx
 
 from qcompile.compiler.ir.graph import Graph, is_dynamic
 from qcompile.compiler.ir.ops import aten
+from qcompile.compiler.stages.cache import NO_CACHE, StageCache
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.channel_statistics import ChannelStatistics, channel_statistics
 from qcompile.passes.calibration.samples import Samples
@@ -48,17 +49,21 @@ class AbsorbHighBias(Pass):
     Args:
         samples: Where each pre-activation's smallest value is measured.
         margin: Share of that value which stays, for inputs that go lower.
+        stages: Where values are found that another build has measured.
     """
 
     name = "absorb-high-bias"
     samples: Samples = field(repr=False)
     margin: float = 0.1
+    stages: StageCache = field(default=NO_CACHE, repr=False)
 
     def run(self, graph: Graph) -> int:
         found = {n: r for n in graph.calls(*LAYERS) if (r := _readers_of_activation(graph, n))}
         if not found:
             return 0
-        seen = channel_statistics(graph, self.samples, {n: _channel_axis(n) for n in found})
+        seen = channel_statistics(
+            graph, self.samples, {n: _channel_axis(n) for n in found}, self.stages
+        )
         return sum(self._absorb(graph, n, seen[n], found[n]) for n in found if n in seen)
 
     def _absorb(

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.quant import QuantSpec
+from qcompile.compiler.stages.cache import NO_CACHE, StageCache
 from qcompile.passes.base import Pass
 from qcompile.passes.calibration.channel_statistics import channel_statistics
 from qcompile.passes.calibration.parallel import each
@@ -47,6 +48,7 @@ class CrossLayerEqualization(Pass):
         activation: The format that activations will have.
         margin: How far beyond its calibrated range a channel under a bound may go unclipped.
         sweeps: Rounds over all streams; each stream is solved with the others as they are.
+        stages: Where ranges and powers are found that another build has measured.
     """
 
     name = "cross-layer-equalization"
@@ -55,12 +57,13 @@ class CrossLayerEqualization(Pass):
     activation: QuantSpec
     margin: float = 1.15
     sweeps: int = 2
+    stages: StageCache = field(default=NO_CACHE, repr=False)
 
     def run(self, graph: Graph) -> int:
         links = find_links(graph)
         if bool(links.frozen.all()):
             return 0
-        statistics = channel_statistics(graph, self.samples, links.axes)
+        statistics = channel_statistics(graph, self.samples, links.axes, self.stages)
 
         def solve(sweeps: int) -> Tensor:
             model = NoiseModel(graph, links, statistics, self.weight, self.activation, self.margin)
