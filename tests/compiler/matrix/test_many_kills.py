@@ -74,6 +74,8 @@ def is_whole(bundle: Path, whole: Mapping[str, Mapping[str, int]]) -> bool:
         with contextlib.suppress(FileNotFoundError):
             if sizes(bundle) == whole.get(bundle.name):
                 return True
+        if not bundle.exists():  # it was removed, or is being replaced, since it was listed
+            return True
         time.sleep(0.02)
     return False
 
