@@ -132,7 +132,7 @@ def test_every_build_after_a_kill_gives_the_clean_result(small_project: Any) -> 
     clean, count = small_project.content(), len(reports.stdout.splitlines())
     assert reports.stdout.startswith("begin\nstart\n")
     whole = {bundle.name: sizes(bundle) for bundle in (folder / "build").iterdir()}
-    kills = int(os.environ.get("QCOMPILE_KILLS", "12"))
+    kills = int(os.environ.get("QCOMPILE_KILLS", "6"))
     with watched(folder / "build", whole) as halves:
         for _ in range(kills):
             forget(small_project, dice)
