@@ -10,8 +10,7 @@ from typing import Any, Protocol
 from qcompile.compiler.matrix import processes, ray_cluster, ray_executor
 from qcompile.compiler.matrix.processes import Told
 
-LOCAL, RAY = "local", "ray"
-NAMES = (LOCAL, RAY)
+LOCAL = "local"
 
 
 class Executor(Protocol):

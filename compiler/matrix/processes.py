@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qcompile.compiler.ir.errors import OutputError
+from qcompile.compiler.matrix.worker import END
 
 SECONDS_TO_END = 10
 _COMMAND = (sys.executable, "-P", "-m", "qcompile.compiler.matrix.worker")
@@ -84,7 +85,7 @@ class _Worker:
 
     def end(self) -> None:
         """Let it end, and wait for that."""
-        self._send({"verb": "end"})
+        self._send({"verb": END})
         self.process.wait()
         self.close()
 

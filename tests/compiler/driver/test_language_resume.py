@@ -1,4 +1,4 @@
-"""Builds of language models that are made twice, killed, resumed, or made by two at once."""
+"""Builds of language models that are made twice, killed, resumed, shared, or made by two at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from qcompile.compiler.driver import Bundle, build, language
 from qcompile.compiler.driver.work_folder import held, is_held
 from qcompile.compiler.frontend.load import Source, load
 from qcompile.compiler.ir.errors import OutputError
+from qcompile.compiler.stages.cache import StageCache
 from qcompile.passes.calibration.walk import Walk
+from qcompile.passes.quantization import fold_input_scales, quantize_blocks
 from qcompile.passes.quantization.block_store import BlockStore
 
 pytest.importorskip("llama_cpp")
@@ -180,3 +182,30 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     with held(work, folder):
         assert is_held(work)
     assert not is_held(work)
+
+
+def test_another_device_finds_the_blocks(
+    language_bundle: Bundle,
+    tiny_source: Source,
+    calibrated: Calibrated,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = StageCache(tmp_path / "cache")
+    cold = build(tiny_source, tmp_path / "cold.qc", calibrated(), stages=cache)
+    assert contents(cold.path) == contents(language_bundle.path)
+    assert cache.hits == []
+    for module in (fold_input_scales, quantize_blocks):
+        monkeypatch.setattr(module, "Walk", None)  # nothing is looked at again
+    warm = build(tiny_source, tmp_path / "warm.qc", calibrated(), stages=cache)
+    assert contents(warm.path) == contents(language_bundle.path)
+    assert set(cache.hits) == {"fold-input-scales", "quantize-blocks"}
+
+
+def test_another_format_finds_nothing(
+    tiny_source: Source, calibrated: Calibrated, tmp_path: Path
+) -> None:
+    cache = StageCache(tmp_path / "cache")
+    build(tiny_source, tmp_path / "a.qc", calibrated(precision="q4_0"), stages=cache)
+    build(tiny_source, tmp_path / "b.qc", calibrated(precision="q8_0"), stages=cache)
+    assert cache.hits == []
