@@ -26,7 +26,6 @@ from qcompile.compiler.driver.build import (
     Build,
     calibration_samples,
     float_graph,
-    one_thread_per_op,
 )
 from qcompile.compiler.driver.damage import TOKENS, measure_damage, some_sequences
 from qcompile.compiler.driver.language_models import TorchModel
@@ -37,7 +36,7 @@ from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.frontend.load import load
 from qcompile.compiler.frontend.texts import read_texts
 from qcompile.compiler.ir.blocks.format import BlockFormat
-from qcompile.passes.calibration.parallel import each
+from qcompile.passes.calibration.parallel import each, one_thread_per_op
 from qcompile.passes.calibration.walk import Values, Walk
 from qcompile.passes.quantization.block_layers import reader, readers
 from qcompile.passes.quantization.block_moments import fitted, judges, moments

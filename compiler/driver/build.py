@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qcompile.compiler.driver import (
     float_layers,
     language,
@@ -42,6 +40,7 @@ from qcompile.compiler.ir.errors import (
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.stages.cache import NO_CACHE, StageCache
 from qcompile.passes import base
+from qcompile.passes.calibration.parallel import one_thread_per_op
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.mixed_precision.integer_trial import Prepared
 from qcompile.passes.mixed_precision.trial_store import TrialStore
@@ -296,14 +295,3 @@ def _publish(work: Build, stage: Path, folder: Path, manifest: Manifest, *, forc
         f"{'; '.join(bundle.failures)}{float_layers.said(work)}; the bundle is kept as {rejected}",
         Bundle(rejected, manifest, work.seconds),
     )
-
-
-@contextmanager
-def one_thread_per_op() -> Iterator[None]:
-    """Let the sums inside an op be in one order whatever the machine, so bytes do not depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

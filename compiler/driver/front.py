@@ -19,7 +19,6 @@ from qcompile.compiler.driver.build import (
     Build,
     calibration_samples,
     float_graph,
-    one_thread_per_op,
 )
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.plan import BYTES, MEASURES, TIME, Plan
@@ -27,6 +26,7 @@ from qcompile.compiler.driver.plot import Axis, Series, page, svg
 from qcompile.compiler.driver.progress import Progress
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.errors import CalibrationError, OutputError, TargetError
+from qcompile.passes.calibration.parallel import one_thread_per_op
 
 PLOTS = (".svg", ".html")
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -68,3 +69,14 @@ def worker_count() -> int:
 def _prepare() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+
+
+@contextmanager
+def one_thread_per_op() -> Iterator[None]:
+    """Let the sums inside an op be in one order whatever the machine, so bytes do not depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
