@@ -118,11 +118,13 @@ class FilePlan:
     Args:
         tensors: In file order.
         bytes: Of the whole file, exactly.
+        token_bytes: Of weights that a token reads.
         notes: What is not as one might expect, a sentence each.
     """
 
     tensors: tuple[TensorPlan, ...]
     bytes: int
+    token_bytes: int
     notes: tuple[str, ...] = ()
 
 

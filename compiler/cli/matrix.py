@@ -106,19 +106,29 @@ def size(outcome: Outcome) -> int | None:
 
 
 def plan_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print a row a build that could be made, and what stands against the others."""
-    columns = ("build", "format", "precision", "artifact bytes", "peak bytes", "state")
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        if not row["error"]:
-            size = _bytes(row["artifact_bytes"], "about ") or _limit(row)
-            peak, state = _bytes(row["peak_ram_bytes"], "about "), row["why"] or builds.CURRENT
-            cells = (row["name"], row["format"], row["precision"], size, peak, state)
-            table.add_row(*map(escape, cells))
+    """Print a row a build that could be made, and what stands against the others; no empty column."""
+    shown = [_plan_cells(row) for row in rows if not row["error"]]
+    names = [n for n in (shown[0] if shown else ()) if any(cells[n] for cells in shown)]
+    table = Table(*names, box=None, pad_edge=False)
+    for cells in shown:
+        table.add_row(*(escape(cells[name]) for name in names))
     console().print(table)
     for row in rows:
         if row["error"]:
             click.echo(f"error: {row['name']}: {row['error']}", err=True)
+
+
+def _plan_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "build": row["name"],
+        "format": row["format"],
+        "precision": row["precision"],
+        "artifact bytes": _bytes(row["artifact_bytes"], "about ") or _limit(row),
+        "peak bytes": _bytes(row["peak_ram_bytes"], "about "),
+        "token": "" if row["token_ms"] is None else f"at least {row['token_ms']:.3g} ms",
+        "last built in": "" if row["seconds"] is None else f"{row['seconds']:.1f} s",
+        "state": row["why"] or builds.CURRENT,
+    }
 
 
 def _limit(row: Mapping[str, Any]) -> str:

@@ -79,6 +79,10 @@ def _tensors(found: DryRun) -> None:
     for note in (*kept, *found.notes):
         out.print(f"note: {note}", markup=False)
     out.print(f"artifact: {found.artifact_bytes:,} bytes")
+    if found.least_token_ms is not None:
+        out.print(
+            f"a token: at least {found.least_token_ms:.3g} ms, modelled from the memory's bandwidth"
+        )
 
 
 def layers(found: Bundle, limit: int | None) -> None:

@@ -40,6 +40,8 @@ class DryRun:
             ``None`` for language models, whose context decides.
         passes: Names, in order.
         tensors: What becomes of those of a language model.
+        least_token_ms: Milliseconds that the device's memory takes to give what a token of a language
+            model reads; no device is faster. ``None`` if its bandwidth is not known.
         notes: What is not as one might expect, a sentence each.
     """
 
@@ -53,6 +55,7 @@ class DryRun:
     peak_ram_bytes: int | None
     passes: list[str]
     tensors: tuple[TensorPlan, ...] = ()
+    least_token_ms: float | None = None
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
@@ -116,6 +119,7 @@ def _refuse_budget(source: Source, options: BuildOptions) -> None:
 
 def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> DryRun:
     found = language.file_plan(checkpoint, target, options)
+    gigabytes = target.device.memory_bandwidth_gbs
     return DryRun(
         target=target.name,
         format=target.emitter.name,
@@ -127,6 +131,7 @@ def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -
         peak_ram_bytes=None,
         passes=[p.name for p in target.emitter.float_passes()],
         tensors=found.tensors,
+        least_token_ms=found.token_bytes / (gigabytes * 1e6) if gigabytes else None,
         notes=found.notes,
     )
 

@@ -16,6 +16,7 @@ from qcompile.compiler.matrix import lock, processes
 from qcompile.compiler.matrix.cells import Cell, chosen
 from qcompile.compiler.matrix.executor import Executor
 from qcompile.compiler.matrix.read import Project
+from qcompile.compiler.matrix.remembered import DURATIONS, remember
 from qcompile.compiler.matrix.state import State, refuse_drift, states
 from qcompile.compiler.stages.options import WITHOUT_CACHE, CacheOptions
 from qcompile.runtime.errors import BundleError
@@ -167,6 +168,8 @@ class _Run:
                 result, error = GATE, f"{bundle} is not the bundle that {lock.FILE} pins"
             else:
                 error = self.pin(cell, said)
+                folder = str(self.project.bundle(cell).absolute())
+                remember(DURATIONS, {folder: said["seconds"]})
         elif result == GATE:
             bundle = str(said.get("rejected", ""))
         manifest = (

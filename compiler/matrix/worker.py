@@ -164,10 +164,10 @@ def _row(source: Any, path: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     if options.budget or (options.plans and source.checkpoint is None):
         limit = options.budget.max_size
         return row | {"artifact_bytes": None, "peak_ram_bytes": None, "max_size": limit,
-                      "note": "its size is known after calibration"}  # fmt: skip
+                      "token_ms": None, "note": "its size is known after calibration"}  # fmt: skip
     found = dry_run(source, options)
     sizes = {"artifact_bytes": found.artifact_bytes, "peak_ram_bytes": found.peak_ram_bytes}
-    return row | sizes | {"max_size": None, "note": ""}
+    return row | sizes | {"token_ms": found.least_token_ms, "max_size": None, "note": ""}
 
 
 def _failure(error: QCompileError) -> dict[str, Any]:

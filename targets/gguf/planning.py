@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from qcompile.targets.gguf.activity import activity
 from qcompile.targets.gguf.container import StoredTensor, predicted_bytes
 from qcompile.targets.gguf.layout import Layout
 from qcompile.targets.gguf.tensors import GgufTensor, never_quantized
@@ -26,7 +27,12 @@ def file_plan(layout: Layout, keep_float: frozenset[str] = frozenset()) -> FileP
         kept = not keep_float.isdisjoint(tensor.sources) and row.type_name == "F16"
         why = KEPT if kept else reasons.get(tensor.name, "")
         plans.append(TensorPlan(row.name, row.shape, row.type_name, row.nbytes, why))
-    return FilePlan(tuple(plans), predicted_bytes(layout.fields(), stored), layout.notes())
+    return FilePlan(
+        tensors=tuple(plans),
+        bytes=predicted_bytes(layout.fields(), stored),
+        token_bytes=round(sum(activity(layout, row.name) * row.bytes for row in plans)),
+        notes=layout.notes(),
+    )
 
 
 def planned_tensors(layout: Layout, keep_float: frozenset[str] = frozenset()) -> list[StoredTensor]:

@@ -12,6 +12,7 @@ from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.targets.device import HOST, Device
 from qcompile.targets.gguf import running
+from qcompile.targets.gguf.activity import activity
 from qcompile.targets.gguf.layout import Layout
 from qcompile.targets.gguf.planning import planned_tensors
 from qcompile.targets.gguf.tensors import never_quantized
@@ -19,8 +20,6 @@ from qcompile.targets.options import NO_BLOCK_OPTIONS
 from qcompile.targets.plans import TensorChoices, TokenTimes
 from qcompile.targets.times import shared_times, uniform_plans
 
-TABLE, OUTPUT = "token_embd.weight", "output.weight"
-_EXPERTS = "_exps."
 _MS = 1e3
 
 
@@ -41,20 +40,6 @@ def token_times(
             "a device file with memory_bandwidth_gbs (docs/add-a-device.md)"
         )
     return _modelled(layout, choices, device.memory_bandwidth_gbs)
-
-
-def activity(layout: Layout, name: str) -> float:
-    """Return the share of a tensor that a token reads.
-
-    A table of embeddings is looked up, and read as a whole only where the output layer is the same one; of
-    experts a token reads those that its router takes.
-    """
-    if name == TABLE:
-        return float(all(tensor.name != OUTPUT for tensor in layout.tensors))
-    if _EXPERTS not in name:
-        return 1.0
-    fields, family = layout.fields(), layout.architecture.name
-    return float(fields[f"{family}.expert_used_count"] / fields[f"{family}.expert_count"])
 
 
 def _modelled(layout: Layout, choices: Sequence[TensorChoices], gigabytes: float) -> TokenTimes:

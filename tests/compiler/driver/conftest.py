@@ -51,12 +51,13 @@ def calibrated(language_text: Path) -> Calibrated:
 
     def options(**changes: Any) -> BuildOptions:
         given = {
+            "target": "gguf",
             "precision": "q4_k_m",
             "calibrate": language_text,
             "seq_len": 32,
             "num_samples": 20,
         }
-        return BuildOptions(target="gguf", **{**given, **changes})
+        return BuildOptions(**{**given, **changes})
 
     return options
 

@@ -53,11 +53,19 @@ def test_the_plan_is_the_file(
     plan = dry_run(tiny_source, calibrated())
     assert plan.artifact_bytes == (language_bundle.path / "model.gguf").stat().st_size
     assert {row.name: row.format for row in plan.tensors} == types(language_bundle.path)
+    assert plan.least_token_ms is None
     (odd,) = [row for row in plan.tensors if row.why]
     assert odd.name == "blk.0.ffn_down.weight"
     assert odd.why in language_bundle.manifest.notes
     assert "which takes rows in blocks of 256 and not of 288: " in odd.why
     assert odd.why.endswith("bytes more")
+
+
+def test_the_time_of_a_token_is_modelled(tiny_source: Source, calibrated: Calibrated) -> None:
+    """Of a tied table all is read; the memory of an M2 gives 100 GB a second."""
+    plan = dry_run(tiny_source, calibrated(target="apple-m2", format="gguf"))
+    read = sum(row.bytes for row in plan.tensors)
+    assert plan.least_token_ms == pytest.approx(1e3 * read / 100e9)
 
 
 @pytest.mark.usefixtures("unverified")

@@ -90,8 +90,13 @@ class Project:
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Run ``qcompile`` in a process of its own; return what it printed to stdout and stderr."""
+        environment = os.environ | {"XDG_CACHE_HOME": str(self.folder.parent / "user")}
         done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, capture_output=True, text=True
+            self.command(*arguments),
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr

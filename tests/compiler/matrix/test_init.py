@@ -106,6 +106,16 @@ def test_check_says_what_a_single_dry_run_says(project: Any, run: Run) -> None:
         assert rows[project.good][key] == single[key]
 
 
+def test_check_says_how_long_builds_took(first_build: tuple[Any, dict[str, Any]]) -> None:
+    project, built = first_build
+    stdout, _ = project.run("check", "--json", "--only", "good")
+    seconds = {row["name"]: row["seconds"] for row in json.loads(stdout)["builds"]}
+    assert seconds == {project.good: built[project.good]["seconds"], project.refused: None}
+    shown, _ = project.run("check", "--only", "good")
+    assert f"{seconds[project.good]:.1f} s" in shown
+    assert "token" not in shown
+
+
 def test_check_of_a_budget_and_of_words_that_do_not_fit(project: Any) -> None:
     toml = project.folder / "qcompile.toml"
     toml.write_text(toml.read_text().replace("min-sqnr = 500", 'max-size = "1KiB"'))

@@ -14,10 +14,11 @@ from qcompile.compiler.ir.errors import TargetError
 from qcompile.runtime.errors import BundleError
 from qcompile.targets.device import load_device
 from qcompile.targets.gguf import running
+from qcompile.targets.gguf.activity import activity
 from qcompile.targets.gguf.choices import tensor_choices
 from qcompile.targets.gguf.layout import Layout
 from qcompile.targets.gguf.planning import file_plan
-from qcompile.targets.gguf.times import activity, token_times, with_types
+from qcompile.targets.gguf.times import token_times, with_types
 from qcompile.targets.options import NO_BLOCK_OPTIONS
 
 pytest.importorskip("llama_cpp")
