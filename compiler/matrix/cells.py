@@ -57,11 +57,11 @@ def possible(settings: Settings) -> Iterator[Cell]:
     """Give all builds, those that are excluded too, in the file's order."""
     matrix = settings.matrix
     for model in dict.fromkeys(settings.models if matrix.models is None else matrix.models):
+        if model not in settings.models:
+            continue
         for target in dict.fromkeys(matrix.targets):
-            own = settings.targets.get(target, Target())
-            for precision in dict.fromkeys(own.precisions or matrix.precisions or NO_PRECISIONS):
-                if model in settings.models:
-                    yield _cell(settings, model, target, precision)
+            for precision in dict.fromkeys(_precisions(settings, model, target)):
+                yield _cell(settings, model, target, precision)
 
 
 def cells(settings: Settings) -> list[Cell]:
@@ -92,6 +92,11 @@ def chosen(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
         lines = [f"--only {word} names no build; {nearest(word, known)}" for word in unknown]
         raise ProjectError("\n".join(lines))
     return [c for c in cells if not only or words[c.name] & set(only)]
+
+
+def _precisions(settings: Settings, model: str, target: str) -> Sequence[str | None]:
+    tables = (settings.models[model], settings.targets.get(target, Target()), settings.matrix)
+    return next((t.precisions for t in tables if t.precisions), NO_PRECISIONS)
 
 
 def _cell(settings: Settings, model: str, target: str, precision: str | None) -> Cell:

@@ -73,8 +73,8 @@ def _check_names(settings: Settings, problems: Problems, named: Mapping[str, Any
         (("matrix", "targets"), matrix.targets),
         (("matrix", "precisions"), matrix.precisions or ()),
     ]
-    for name, target in settings.targets.items():
-        lists.append((("targets", name, "precisions"), target.precisions or ()))
+    for table, tables in (("models", settings.models), ("targets", settings.targets)):
+        lists += [((table, name, "precisions"), t.precisions or ()) for name, t in tables.items()]
     for key, words in lists:
         for word, count in Counter(words).items():
             if count > 1:
@@ -112,7 +112,8 @@ def _check_targets(settings: Settings, root: Path, problems: Problems, *, whole:
 
 
 _OF_PRECISIONS = (
-    "; precision names builds here, and precisions are listed in [matrix] or [targets.NAME]"
+    "; precision names builds here, and precisions are listed in [matrix], [models.NAME] or "
+    "[targets.NAME]"
 )
 
 

@@ -20,6 +20,8 @@ class Model(Options):
     """A model file, package.module:factory, a .pt2 program, or a language model's directory."""
     files: list[PathText] = Field(default_factory=list)
     """Files and folders that the model file reads in ways that Python does not see; others are found."""
+    precisions: list[Name] | None = None
+    """Instead of those of the target and of the matrix."""
 
 
 class Target(Options):
@@ -28,7 +30,7 @@ class Target(Options):
     device: str | None = None
     """A device, host, a device file or a format; the table's name by default."""
     precisions: list[Name] | None = None
-    """Instead of the matrix's."""
+    """Instead of the matrix's, for models that have no list of their own."""
 
 
 class Where(Table):

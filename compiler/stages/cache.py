@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from qcompile.compiler.stages.entry import Entry
-from qcompile.compiler.stages.folder import DEFAULT_BYTES, PART, evict
+from qcompile.compiler.stages.folder import DEFAULT_BYTES, PART, entries, evict
+
+_LOOKS = 64
+"""Looks at all entries while a cache is filled once: other processes may fill it beside."""
 
 
 class Remote(Protocol):
@@ -47,6 +50,8 @@ class StageCache:
     note: Callable[[str], None] = lambda text: None
     hits: list[str] = field(default_factory=list)
     misses: list[str] = field(default_factory=list)
+    _free: int = field(default=-1, repr=False)
+    """Bytes that may be written before it looks for what is to go."""
 
     def __bool__(self) -> bool:
         """Whether there is one, so that keys are of use."""
@@ -112,11 +117,22 @@ class StageCache:
                 part.replace(file)
             finally:
                 part.unlink(missing_ok=True)
-            evict(self.folder, self.max_bytes)
+            self._make_room(len(data))
         except OSError as error:
             self.note(
                 f"the cache {self.folder} cannot be written ({error.strerror}): nothing is kept"
             )
+
+    def _make_room(self, written: int) -> None:
+        """Remove what is too much, and a little more: to look through a large cache takes long."""
+        assert self.folder is not None
+        self._free -= written
+        if self._free < 0:
+            step = self.max_bytes // _LOOKS
+            total = sum(stored.bytes for stored in entries(self.folder))
+            gone = evict(self.folder, self.max_bytes - step * (total > self.max_bytes))
+            total -= sum(stored.bytes for stored in gone)
+            self._free = min(self.max_bytes - total, step)
 
 
 NO_CACHE = StageCache(None)

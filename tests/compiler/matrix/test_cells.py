@@ -57,6 +57,14 @@ def test_names_and_order(cells_of: Callable[[str], tuple[Cell, ...]]) -> None:
     ]  # fmt: skip
 
 
+def test_a_models_own_precisions(cells_of: Callable[[str], tuple[Cell, ...]]) -> None:
+    """They count before those of the target, which count before the matrix's."""
+    changed = _FILE.replace("[models.b]", '[models.b]\nprecisions = ["fp16", "palette-4"]')
+    assert [cell.name for cell in cells_of(changed)] == [
+        "a-apple-m2-int8", "a-apple-m2-palette-4", "a-pi-fp32", "b-apple-m2-fp16", "b-pi-fp16",
+    ]  # fmt: skip
+
+
 def test_the_nearest_word_counts(cells_of: Callable[[str], tuple[Cell, ...]]) -> None:
     found = {cell.name: cell for cell in cells_of(_FILE)}
     assert {name: cell.flags["min_sqnr"] for name, cell in found.items()} == {

@@ -86,7 +86,7 @@ def test_one_thing(wrong: Callable[[str], list[str]], text: str, said: str) -> N
         ("targets = ['host']\nexclude = [{target = 'apple-*'}]",
          "5:12: matrix.exclude[0] fits no build; there are: a-host"),
         ("targets = ['host']\n[[matrix.override]]\nmodel = 'a'\nprecision = 'int4'",
-         "there are: a-host; precision names builds here, and precisions are listed in [matrix] or"),
+         "there are: a-host; precision names builds here, and precisions are listed in [matrix], "),
         ("targets = ['host']\n[[matrix.override]]\nmodle = 'a'",
          "6:1: [matrix.override[0]] has no key 'modle'; nearest: model"),
         ("targets = ['x']\n[targets.x]\ndevice = 'd.toml'", "6:1: target file 'd.toml' cannot be read"),

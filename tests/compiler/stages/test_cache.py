@@ -14,9 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qcompile.compiler.stages import cache as stage_cache
 from qcompile.compiler.stages.cache import NO_CACHE, StageCache
 from qcompile.compiler.stages.entry import Entry
-from qcompile.compiler.stages.folder import PART, entries, evict
+from qcompile.compiler.stages.folder import PART, Stored, entries, evict
 from qcompile.compiler.stages.options import CacheOptions
 
 KEYS = [f"{i:064x}" for i in range(4)]
@@ -81,13 +82,35 @@ def test_it_gives_what_was_put_or_nothing(
 
 def test_what_was_read_last_stays(tmp_path: Path) -> None:
     size = len(entry_of(KEYS[0]).pack())
-    cache = StageCache(tmp_path, 2 * size)
+    cache = StageCache(tmp_path, 5 * size // 2)
     for moment, key in enumerate(KEYS[:2]):
         cache.put("stage", key, entry_of(key))
         os.utime(tmp_path / "stage" / key, (moment, moment))
     assert cache.get("stage", KEYS[0]) is not None
     cache.put("stage", KEYS[2], entry_of(KEYS[2]))
     assert {s.file.name for s in entries(tmp_path)} == {KEYS[0], KEYS[2]}
+
+
+def test_a_cache_is_looked_through_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 1,000 entries that are written the last are there, and it is seldom looked through."""
+    size, count = len(entry_of(KEYS[0]).pack()), 500
+    looks: list[int] = []
+
+    def watched(folder: Path, max_bytes: int) -> list[Stored]:
+        looks.append(max_bytes)
+        return evict(folder, max_bytes)
+
+    monkeypatch.setattr(stage_cache, "evict", watched)
+    cache = StageCache(tmp_path, count * size)
+    for index in range(2 * count):
+        cache.put("stage", f"{index:04}", entry_of(KEYS[0]))
+        os.utime(tmp_path / "stage" / f"{index:04}", (index, index))
+    kept = [stored.file.name for stored in entries(tmp_path)]
+    assert 0.96 * count <= len(kept) <= count
+    assert kept == [f"{index:04}" for index in range(2 * count - len(kept), 2 * count)]
+    assert len(looks) < 200
 
 
 def test_a_new_part_is_left_and_an_old_one_removed(tmp_path: Path) -> None:
