@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qcompile.compiler.driver.plan import Damages
+from qcompile.compiler.driver.problem import Damages
 from qcompile.compiler.ir.blocks.format import BlockFormat
 from qcompile.compiler.ir.errors import OutputError, UnsupportedError
 from qcompile.passes.calibration.samples import Samples

@@ -14,7 +14,8 @@ from qcompile.compiler.driver import language, running
 from qcompile.compiler.driver.closeness import Closeness
 from qcompile.compiler.driver.language_models import GgufModel, open_language_model
 from qcompile.compiler.driver.language_quality import compare_logits
-from qcompile.compiler.driver.plan import Plan, Problem, with_plan
+from qcompile.compiler.driver.plan import Plan, with_plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.passes.calibration.samples import Samples
 from qcompile.passes.quantization.block_moments import judges
 from qcompile.targets.plans import TensorChoices

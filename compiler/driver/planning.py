@@ -26,7 +26,8 @@ from qcompile.compiler.driver import (
 )
 from qcompile.compiler.driver.closeness import Closeness
 from qcompile.compiler.driver.damage import measure_damage
-from qcompile.compiler.driver.plan import BYTES, DAMAGE, TIME, Plan, Problem, with_plan
+from qcompile.compiler.driver.plan import BYTES, DAMAGE, TIME, Plan, with_plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.driver.weight_damages import measure_weights
 from qcompile.runtime.manifest import Manifest
 from qcompile.targets.options import DEFAULT_ACTIVATIONS, BlockOptions

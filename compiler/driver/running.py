@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from qcompile.compiler.driver import language
 from qcompile.compiler.driver.budget import Budget
-from qcompile.compiler.driver.plan import Plan, Problem, with_plan
+from qcompile.compiler.driver.plan import Plan, with_plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.frontend.load import Source
 from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.errors import BudgetError, TargetError

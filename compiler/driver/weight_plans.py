@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from qcompile.compiler.driver import quality
 from qcompile.compiler.driver.closeness import Predictions, predictions_of
-from qcompile.compiler.driver.plan import Problem
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.ir.errors import BudgetError, TargetError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.compiler.ir.quant import FloatSpec, WeightFormat, WeightSpec

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from qcompile.compiler.driver import describe, running, verification, weight_plans, write
 from qcompile.compiler.driver.bench import bench
 from qcompile.compiler.driver.budget import Budget
-from qcompile.compiler.driver.plan import Plan, Problem
+from qcompile.compiler.driver.plan import Plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.passes import base
 from qcompile.passes.quantization.records import QuantizationLog

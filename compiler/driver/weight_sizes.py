@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from qcompile.compiler.driver import weight_plans
 from qcompile.compiler.driver.budget import Budget
-from qcompile.compiler.driver.plan import Plan, Problem
+from qcompile.compiler.driver.plan import Plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.driver.weight_damages import some_samples
 from qcompile.compiler.driver.weight_trials import solved
 from qcompile.compiler.ir.errors import BudgetError

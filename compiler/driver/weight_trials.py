@@ -20,7 +20,8 @@ import torch
 from qcompile.compiler.driver import parity, quality, verification
 from qcompile.compiler.driver.budget import Budget, Goal
 from qcompile.compiler.driver.closeness import Closeness
-from qcompile.compiler.driver.plan import BYTES, DAMAGE, Plan, Problem
+from qcompile.compiler.driver.plan import BYTES, DAMAGE, Plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.driver.weight_damages import some_samples, trial_store
 from qcompile.compiler.driver.weight_plans import predictions
 from qcompile.compiler.ir.errors import BudgetError

@@ -15,7 +15,7 @@ from qcompile.compiler.driver import BuildOptions as Options
 from qcompile.compiler.driver import Bundle, build, dry_run, planning
 from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.driver.front import front
-from qcompile.compiler.driver.plan import Damages
+from qcompile.compiler.driver.problem import Damages
 from qcompile.compiler.frontend.load import Source, load
 from qcompile.compiler.ir.errors import (
     BudgetError,

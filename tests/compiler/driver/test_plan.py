@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from qcompile.compiler.driver.budget import Budget
-from qcompile.compiler.driver.plan import Plan, Problem
+from qcompile.compiler.driver.plan import Plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.ir.blocks.catalog import BLOCK_FORMATS
 from qcompile.compiler.ir.errors import BudgetError, TargetError
 from qcompile.targets.plans import TensorChoices, TokenTimes

@@ -14,7 +14,8 @@ from torch import nn
 from qcompile.compiler.driver import BuildOptions, build, weight_running
 from qcompile.compiler.driver.bench import bench
 from qcompile.compiler.driver.budget import Budget
-from qcompile.compiler.driver.plan import Plan, Problem
+from qcompile.compiler.driver.plan import Plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.frontend.load import Source, from_module
 from qcompile.compiler.ir.errors import BudgetError, TargetError
 from qcompile.targets.plans import TokenTimes

@@ -12,7 +12,8 @@ import pytest
 
 from qcompile.compiler.driver import weight_sizes
 from qcompile.compiler.driver.budget import Budget
-from qcompile.compiler.driver.plan import Plan, Problem
+from qcompile.compiler.driver.plan import Plan
+from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.ir.errors import BudgetError
 from qcompile.compiler.ir.quant import FloatSpec, WeightFormat
 from qcompile.targets.plans import TensorChoices
