@@ -30,12 +30,17 @@ class Reads:
     def __init__(self, root: Path) -> None:
         self._root = str(root)
         self._seen: dict[str, object] = {}
+        self._outside: tuple[str, ...] = ()
 
     def add(self, names: Iterable[str]) -> None:
         """Count files among what is read."""
         for name in names:
             if name not in self._seen:
                 self._seen[name] = _state(Path(self._root, name))
+
+    def leave_out(self, folders: Iterable[Path]) -> None:
+        """Count nothing below these folders: what is kept there was made, and is no input."""
+        self._outside += tuple(os.path.abspath(folder) + os.sep for folder in folders)
 
     def watch(self) -> None:
         """See all that this process reads from here on."""
@@ -70,6 +75,8 @@ class Reads:
             return  # a file that is open already
         full = os.path.abspath(os.fsdecode(path))
         if not full.startswith(self._root + os.sep) and full != self._root:
+            return
+        if full.startswith(self._outside):
             return
         if os.path.basename(os.path.dirname(full)) == "__pycache__":
             full = importlib.util.source_from_cache(full)

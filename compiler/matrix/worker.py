@@ -121,13 +121,16 @@ def _build(request: Mapping[str, Any], model: _Model) -> dict[str, Any]:
     from qcompile.compiler.driver.flat_options import build_options
     from qcompile.compiler.driver.progress import Progress
     from qcompile.compiler.stages.options import CacheOptions
+    from qcompile.targets.cache import cache_root
 
     start = time.perf_counter()
     going_on = {"resume": True, "start_over": True}
     options = build_options(request["path"], {**request["flags"], **going_on})
     options.resolve()
     progress = Progress(stage=lambda name: say(stage=name), note=lambda text: say(note=text))
-    stages = CacheOptions.from_json(request["cache"]).open(lambda text: say(note=text))
+    cache = CacheOptions.from_json(request["cache"])
+    model.reads.leave_out([*cache.folders(), cache_root()])
+    stages = cache.open(lambda text: say(note=text))
     source = model.load(request["path"])
     bundle = build(source, folder, options, force=True, progress=progress, stages=stages)
     shutil.rmtree(folder.with_name(f"{folder.name}.rejected"), ignore_errors=True)

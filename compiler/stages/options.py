@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from qcompile.compiler.stages.folder import DEFAULT_BYTES
 
 if TYPE_CHECKING:
     from qcompile.compiler.stages.cache import StageCache
+
+_LOCAL = ("file", "local")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class CacheOptions:
 
             remote = RemoteEntries.at(self.remote, writable=not self.read_only, note=say)
         return StageCache(self.folder, self.max_bytes, remote, say)
+
+    def folders(self) -> list[Path]:
+        """Return the folders of this machine that hold entries."""
+        found = [] if self.folder is None else [self.folder]
+        scheme, mark, path = (self.remote or "").rpartition("://")
+        return [*found, Path(unquote(path))] if mark and scheme in _LOCAL else found
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data, for another process."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from qcompile.compiler.remote.urls import filesystem, reason, redacted
@@ -31,6 +31,7 @@ class RemoteEntries:
         writable: Whether entries are added.
         note: Told that it fails.
         failed: Whether it has.
+        made: Folders that are there.
     """
 
     fs: AbstractFileSystem
@@ -39,6 +40,7 @@ class RemoteEntries:
     writable: bool
     note: Callable[[str], None]
     failed: bool = False
+    made: set[str] = field(default_factory=set)
 
     @classmethod
     def at(cls, url: str, *, writable: bool, note: Callable[[str], None]) -> RemoteEntries:
@@ -70,7 +72,7 @@ class RemoteEntries:
     def _write(self, path: str, data: bytes) -> None:
         """Write beside and rename; S3 and its like show nothing before it is whole, and copy to rename."""
         part = f"{path}.part-{os.getpid()}"
-        self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._make_folder(path.rpartition("/")[0])
         try:
             self.fs.pipe_file(part, data)
             self.fs.mv(part, path)
@@ -78,6 +80,14 @@ class RemoteEntries:
             with suppress(Exception):
                 self.fs.rm_file(part)
             raise
+
+    def _make_folder(self, stage: str) -> None:
+        """Make the folder and that of a stage, but nothing above: a bucket with this name may be nobody's."""
+        for folder in sorted({self.folder, stage} - self.made):
+            if "/" in folder.strip("/"):
+                with suppress(FileExistsError):
+                    self.fs.mkdir(folder, create_parents=False)
+            self.made.add(folder)
 
     def _guarded(self, work: Callable[[], _Result], verb: str) -> _Result | None:
         if self.failed:

@@ -87,11 +87,15 @@ def test_the_lock_does_not_depend_on_what_was_built_before(three: Any) -> None:
 
 
 def test_another_build_finds_the_stages(three: Any) -> None:
-    three.run("build", "--cache-dir", "../cache")
-    rows = three.results("build", "--force", "--cache-dir", "../cache")
+    """Also those that are kept in the project's folder, where they are no inputs."""
+    caches = ("--cache-dir", "kept", "--remote-cache", f"file://{three.folder}/shared")
+    three.run("build", *caches)
+    rows = three.results("build", "--force", *caches)
     assert {name: row["shared"] for name, row in rows.items()} == {
         INT8: ["onnx", "quantize"], FP16: ["onnx"], FP32: ["onnx"]
     }  # fmt: skip
+    assert {row["error"] for row in rows.values()} == {""}
+    assert {row["result"] for row in three.results("build").values()} == {"up to date"}
 
 
 def test_a_damaged_cache_is_said_and_made_again(three: Any) -> None:

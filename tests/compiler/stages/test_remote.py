@@ -37,6 +37,18 @@ def test_one_machine_makes_and_another_reads(scheme: str, tmp_path: Path, notes:
     assert [Path(name).name for name in fs.find(path)] == [KEY]
 
 
+def test_only_its_own_folder_is_made(tmp_path: Path, notes: list[str]) -> None:
+    """What is above may be a bucket that somebody else would pay for, or a disk that is not there."""
+    for name in ("new", "no/folder"):
+        url = (tmp_path / name).as_uri()
+        CacheOptions(tmp_path / "a", remote=url).open(notes.append).put("stage", KEY, ENTRY)
+    assert (tmp_path / "new" / "stage" / KEY).is_file()
+    assert not (tmp_path / "no").exists()
+    assert [note.partition("cannot be written")[1:] for note in notes] == [
+        ("cannot be written", " (there is nothing): built without it")
+    ]
+
+
 def test_a_reader_writes_nothing(tmp_path: Path, notes: list[str]) -> None:
     url = (tmp_path / "shared").as_uri()
     reader = CacheOptions(tmp_path / "a", remote=url, read_only=True).open(notes.append)
