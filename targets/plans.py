@@ -98,7 +98,7 @@ class EngineMemory:
 
 @dataclass(frozen=True)
 class TokenTimes:
-    """Milliseconds that a token of a language model takes.
+    """Milliseconds that a token of a language model takes, or a call of another one.
 
     Args:
         of: What each format of each tensor adds, by the tensors' first name and the format's.

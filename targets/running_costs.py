@@ -18,6 +18,8 @@ class RunningCosts:
     """The part of an emitter that knows it; a format that holds no language models leaves it as it is."""
 
     name: ClassVar[str]
+    neural_engine: ClassVar[bool] = False
+    """Whether artifacts run on a Neural Engine."""
 
     def runs_here(self, device: Device) -> bool:
         """Return whether an artifact for a device runs in its engine on this machine, to be measured."""

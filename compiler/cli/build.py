@@ -98,13 +98,13 @@ class TensorType(click.ParamType):  # type: ignore[type-arg]
 @click.option("--target-bpw", type=float, metavar="BITS",
               help="Bits of a weight at most, scales included, on average.")  # fmt: skip
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory at most of a process that runs it "
-              "(gguf, onnx, tvm): weights, activations, engine, keys and values of --context.")  # fmt: skip
+              "(coreml: less the engine): weights, activations, keys and values of --context.")  # fmt: skip
 @click.option("--context", type=int, metavar="N",
               help="Tokens that --max-ram has room for; default: what the model takes.")  # fmt: skip
 @click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True,
               help="gguf: how llama.cpp is to remember keys and values.")  # fmt: skip
 @click.option("--max-latency", type=float, metavar="MS", help="Milliseconds at most of a token (gguf) or "
-              "call (onnx, tvm): measured for the host; gguf: or from the device's bandwidth.")  # fmt: skip
+              "call: measured for the host; gguf, coreml: or modelled from the device file.")  # fmt: skip
 @click.option("--max-kl", type=float, metavar="NATS", help="KL divergence from the original's "
               "predictions at most, measured in the artifact's engine.")  # fmt: skip
 @click.option("--optimize", type=click.Choice(["quality", "size", "latency"]), help="What is improved "

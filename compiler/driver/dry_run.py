@@ -6,9 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, fx
-
 from qcompile.compiler.driver import language, plan_checks
+from qcompile.compiler.driver.activations import peak_activation_bytes
 from qcompile.compiler.driver.options import BuildOptions
 from qcompile.compiler.driver.target import Target
 from qcompile.compiler.frontend.load import Source
@@ -16,7 +15,6 @@ from qcompile.compiler.ir.checkpoint import Checkpoint
 from qcompile.compiler.ir.errors import TargetError
 from qcompile.compiler.ir.graph import Graph
 from qcompile.passes import base
-from qcompile.passes.graph.fusion import fused_activation
 from qcompile.passes.pipelines import float_pipeline
 from qcompile.targets.plans import NodePlan, TensorPlan
 
@@ -134,31 +132,6 @@ def _of_tensors(checkpoint: Checkpoint, target: Target, options: BuildOptions) -
         least_token_ms=found.token_bytes / (gigabytes * 1e6) if gigabytes else None,
         notes=found.notes,
     )
-
-
-def peak_activation_bytes(graph: Graph, nodes: list[NodePlan], float_bytes: int) -> int:
-    """Return the largest sum of values that are alive at once, as stored, at the example's size."""
-    runs = {n.name: n.runs for n in nodes}
-    live: dict[fx.Node, int] = {}
-    peak = 0
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node, index in order.items():
-        value = node.meta.get("val")
-        if node.op in ("get_attr", "output") or not isinstance(value, Tensor):
-            continue
-        if fused_activation(node) is None:
-            width = 1 if runs.get(node.name, "").endswith("int8") else float_bytes
-            live[node] = width * _elements(graph, value)
-        peak = max(peak, sum(live.values()))
-        live = {n: b for n, b in live.items() if any(order[u] > index for u in n.users)}
-    return peak
-
-
-def _elements(graph: Graph, value: Tensor) -> int:
-    count = 1
-    for size in value.shape:
-        count *= int(size) if isinstance(size, int) else int(size.node.hint)
-    return count
 
 
 def _other_constants(graph: Graph, nodes: list[NodePlan], target: Target) -> int:

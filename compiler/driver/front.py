@@ -57,7 +57,7 @@ class Front:
         """Return a row a plan, and the heading before them."""
         timed = self.plans[0].milliseconds is not None
         heading = ["bytes", "bits a weight", MEASURES[self.plans[0].measure]]
-        heading += ["ms a token", "formats"] if timed else ["formats"]
+        heading += ["ms", "formats"] if timed else ["formats"]
         return [heading, *(_cells(plan) for plan in self.plans)]
 
     def draw(self, file: Path) -> None:
@@ -68,9 +68,7 @@ class Front:
         notes = [
             ", ".join(_cells(p)) for p, (_, y) in zip(self.plans, places, strict=True) if y > 0
         ]
-        across = Axis(
-            "bytes of the file" if self.cost == BYTES else "ms a token", [x for x, _ in shown]
-        )
+        across = Axis("bytes of the file" if self.cost == BYTES else "ms", [x for x, _ in shown])
         upwards = Axis(MEASURES[self.plans[0].measure], [y for _, y in shown], True)
         picture = svg(self.title, across, upwards, [Series("", shown, notes, joined=True)])
         text = picture if file.suffix == ".svg" else page(self.title, picture, self.table())

@@ -176,7 +176,7 @@ def measure(work: Build, stage: Path, manifest: Manifest) -> Manifest:
         bits = planned.plan.bits_per_weight
         gates.append(running.gate("target-bpw", budget.target_bpw, bits, "bits a weight"))
     if work.source.checkpoint is None:
-        gates += weight_running.gates(work, stage)
+        gates += weight_running.gates(work, stage, size)
         planned.measured = weight_trials.engine_closeness(work, stage)
     else:
         gates += running.gates(work, stage, _problem_of(work), planned.plan)

@@ -176,7 +176,7 @@ class Problem:
             said.append(f"the least KL divergence about {least:.3g} at {best.bytes:,} bytes")
         if TIME in costs:
             fastest = self.plan(allocate(items, TIME, {}))
-            said.append(f"the least time of a token about {fastest.milliseconds:.3g} ms")
+            said.append(f"the least time about {fastest.milliseconds:.3g} ms")
         if self.beside is not None:
             said.append(f"{self.beside:,} bytes of memory are needed besides the file")
         needs = needed(items, limits)

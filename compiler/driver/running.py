@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TRIES = 3
 """Plans whose time is measured without weights, until one is fast enough."""
+_MANY = 10_000
 _measured: dict[str, Any] = {}
 """What this process has asked an engine already."""
 
@@ -121,11 +122,15 @@ def gates(work: Build, stage: Path, found: Problem, plan: Plan) -> list[dict[str
 
 def gate(name: str, limit: float, measured: float, unit: str) -> dict[str, Any]:
     """Return a gate of the manifest: what was measured may be no more than the limit."""
-    message = f"{measured:,.6g} {unit}, the limit is {limit:,.6g}"
+    message = f"{_figure(measured)} {unit}, the limit is {_figure(limit)}"
     return {
         "gate": name, "limit": limit, "measured": measured,
         "passed": measured <= limit, "message": message,
     }  # fmt: skip
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= _MANY else f"{value:.6g}"
 
 
 def _memory(checkpoint: Checkpoint, target: Target, options: BuildOptions) -> EngineMemory:

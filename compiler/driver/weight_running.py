@@ -1,4 +1,7 @@
-"""What a model that is no language model takes while it runs: its artifact is measured in its engine."""
+"""What a model that is no language model takes while it runs.
+
+Its artifact is measured in its engine; where that is not here, it is modelled from facts about the device.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qcompile.compiler.driver import describe, running, verification, weight_plans, write
+from qcompile.compiler.driver import (
+    describe,
+    roofline,
+    running,
+    verification,
+    weight_plans,
+    write,
+)
+from qcompile.compiler.driver.activations import peak_activation_bytes
 from qcompile.compiler.driver.bench import bench
 from qcompile.compiler.driver.budget import Budget
 from qcompile.compiler.driver.plan import Plan
@@ -32,27 +43,32 @@ _MS, _MIB = 1e-3, 1 << 20
 
 
 def check(target: Target, budget: Budget) -> None:
-    """Refuse limits that cannot be measured on this machine.
+    """Refuse limits that can be neither measured on this machine nor modelled.
 
     Raises:
         TargetError: Says which, and what can be given.
     """
-    asked, problems = target.emitter.runs_here(target.device), []
+    asked, problems = target.emitter.runs_here(target.device) or is_modelled(target), []
     if budget.context is not None:
         problems.append("--context is of language models, and this is none")
     if budget.max_ram is not None and not asked:
         problems.append(
-            f"what {target.emitter.name} for {target.name} takes cannot be measured here, so there is no "
-            "--max-ram: give --max-size, or --target host --format onnx or tvm"
+            f"what {target.emitter.name} for {target.name} takes can be neither measured here nor "
+            "modelled, so there is no --max-ram: give --max-size, or --target host --format onnx or tvm"
         )
-    if budget.needs_times and not (asked and target.device.name == HOST):
+    if budget.needs_times and not (is_modelled(target) or (asked and target.device.name == HOST)):
         problems.append(
             f"how long {target.emitter.name} takes on {target.name} can be neither measured here nor "
             "modelled: leave out --max-latency and --optimize latency, or give --target host --format onnx "
-            "or tvm"
+            "or tvm, or a device with a Neural Engine whose file has its peak and that of its memory"
         )
     if problems:
         raise TargetError("; ".join(problems))
+
+
+def is_modelled(target: Target) -> bool:
+    """Return whether memory and time are modelled from facts about the device."""
+    return target.emitter.neural_engine and roofline.knows(target.device)
 
 
 def with_running(work: Build, found: Problem) -> Problem:
@@ -69,6 +85,8 @@ def with_running(work: Build, found: Problem) -> Problem:
     budget, beside, times = work.options.budget, None, None
     if budget.max_ram is None and not budget.needs_times:
         return found
+    if is_modelled(work.target):
+        return _modelled(work, found)
     work.progress.stage("memory and time of formats")
     plans = uniform_plans(found.choices)
     measured = {kind: _measured(work, plan) for kind, plan in plans.items()}
@@ -81,11 +99,13 @@ def with_running(work: Build, found: Problem) -> Problem:
     return replace(found, beside=beside, times=times)
 
 
-def gates(work: Build, stage: Path) -> list[dict[str, Any]]:
-    """Return the gates of memory and time, measured with the finished artifact."""
+def gates(work: Build, stage: Path, size: int) -> list[dict[str, Any]]:
+    """Return the gates of memory and time of the finished artifact, which has so many bytes."""
     budget, rows = work.options.budget, []
     if budget.max_ram is None and budget.max_latency is None:
         return []
+    if is_modelled(work.target):
+        return _modelled_gates(work, size)
     found = bench(stage, runs=RUNS)
     where = f"on this machine, {found.engine}"
     if budget.max_ram is not None:
@@ -115,6 +135,33 @@ def corrected(
         factor = max(1.0, float(gates["max-latency"]["measured"]) / plan.milliseconds)
         problem = replace(problem, times=running.slower(problem.times, factor))
     return problem
+
+
+def _modelled(work: Build, found: Problem) -> Problem:
+    assert work.graph is not None
+    graph, budget, width = work.graph, work.options.budget, work.target.scheme.float_bits // 8
+    beside, times = None, None
+    if budget.max_ram is not None:
+        beside = peak_activation_bytes(graph, (), width)
+    if budget.needs_times:
+        device, ops = work.target.device, roofline.ops(graph)
+        times = roofline.call_times(graph, ops, found.choices, device, width)
+    return replace(found, beside=beside, times=times)
+
+
+def _modelled_gates(work: Build, size: int) -> list[dict[str, Any]]:
+    assert work.planned is not None
+    budget, device, rows = work.options.budget, work.target.device.name, []
+    found = _modelled(work, weight_plans.problem(work, weight_plans.choices(work)))
+    if budget.max_ram is not None:
+        assert found.beside is not None
+        unit = "bytes of weights and activations, modelled: the engine is not among them"
+        rows.append(running.gate("max-ram", budget.max_ram, size + found.beside, unit))
+    if budget.max_latency is not None:
+        taken = found.milliseconds(work.planned.plan.types)
+        unit = f"ms a call, modelled from the peaks of {device}'s memory and Neural Engine"
+        rows.append(running.gate("max-latency", budget.max_latency, taken, unit))
+    return rows
 
 
 @dataclass(frozen=True)

@@ -77,13 +77,13 @@ class Options(Table):
     target_bpw: Positive | None = None
     """Budget: bits of a weight at most, on average."""
     max_ram: Size | None = None
-    """Budget, gguf: memory at most of a process that runs it."""
+    """Budget: memory at most of a process that runs it."""
     context: Count | None = None
     """Tokens that max-ram has room for."""
     kv_type: Literal["f16", "f32", "q8_0"] | None = None
     """gguf: how keys and values are remembered."""
     max_latency: Positive | None = None
-    """Budget, gguf: milliseconds of a token at most."""
+    """Budget: milliseconds of a token or call at most."""
     max_kl: Positive | None = None
     """Budget: nats of divergence from the original's predictions at most."""
     optimize: Literal["quality", "size", "latency"] | None = None

@@ -13,8 +13,8 @@ from qcompile.compiler.report.figures import count, number, text
 from qcompile.runtime.errors import BundleError
 from qcompile.runtime.manifest import Manifest
 
-_MEASURED = re.compile(r" ms a (token|call)\b(?!, bytes over bandwidth)")
-"""In the message of a gate whose time was measured; others were computed from bytes."""
+_MEASURED = re.compile(r" ms a (token|call)\b(?!, (?:bytes over bandwidth|modelled))")
+"""In the message of a gate whose time was measured; others were computed."""
 _US = 1e-3
 _MOST_BYTES = 1 << 20
 

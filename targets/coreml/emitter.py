@@ -60,6 +60,7 @@ class CoremlEmitter(Emitter):
 
     name = "coreml"
     decodes_weights = True
+    neural_engine = True
     description = "Core ML ML Programs for Apple Silicon"
     bare_device = "apple-m1"
 

@@ -171,7 +171,7 @@ def test_a_limit_of_time(problem: Problem, limit: float) -> None:
     possible = [d for t, d in sums if t <= limit]
     if not possible:
         fastest = min(t for t, _ in sums)
-        with pytest.raises(BudgetError, match=f"the least time of a token about {fastest:.3g} ms"):
+        with pytest.raises(BudgetError, match=f"the least time about {fastest:.3g} ms"):
             known.solve(Budget(max_latency=limit))
         return
     plan = known.solve(Budget(max_latency=limit))

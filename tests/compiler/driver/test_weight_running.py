@@ -18,6 +18,7 @@ from qcompile.compiler.driver.plan import Plan
 from qcompile.compiler.driver.problem import Problem
 from qcompile.compiler.frontend.load import Source, from_module
 from qcompile.compiler.ir.errors import BudgetError, TargetError
+from qcompile.targets.coreml.emitter import CoremlEmitter
 from qcompile.targets.plans import TokenTimes
 
 MIB = 1 << 20
@@ -56,11 +57,33 @@ def test_both_are_measured_of_the_artifact(source: Source, tmp_path: Path) -> No
     assert 0 < plan["milliseconds"] < 50
 
 
+def test_both_are_modelled_of_a_device_that_is_not_here(source: Source, tmp_path: Path) -> None:
+    """Values of the network are 64 inputs, 512 and 8 numbers of two bytes; their example has two samples."""
+    pytest.importorskip("coremltools")
+    apple = {"target": "apple-m2", "format": None}
+    plain = build(source, tmp_path / "a.qc", options(Budget(max_latency=1.0), **apple)).manifest
+    most, size = plain.plan["milliseconds"], plain.sizes["artifact_bytes"]
+    budget = Budget(max_ram=size - 8000, max_latency=0.7 * most)
+    found = build(source, tmp_path / "b.qc", options(budget, **apple)).manifest
+
+    ram, time = gate(found, "max-ram"), gate(found, "max-latency")
+    assert ram["passed"]
+    assert time["passed"]
+    assert ram["measured"] == found.sizes["artifact_bytes"] + 2 * 2 * (64 + 512)
+    assert ram["message"].startswith(
+        f"{ram['measured']:,} bytes of weights and activations, modelled"
+    )
+    assert time["measured"] == pytest.approx(found.plan["milliseconds"])
+    assert "ms a call, modelled from the peaks of apple-m2's memory" in time["message"]
+    with pytest.raises(BudgetError, match="the least time about"):
+        build(source, tmp_path / "c.qc", options(Budget(max_latency=0.01 * most), **apple))
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
         (Budget(max_ram=1 * MIB), "bytes of memory are needed besides the file"),
-        (Budget(max_latency=1e-6), "the least time of a"),
+        (Budget(max_latency=1e-6), "the least time about"),
     ],
 )
 def test_what_nothing_keeps(source: Source, tmp_path: Path, budget: Budget, message: str) -> None:
@@ -74,8 +97,8 @@ def test_what_nothing_keeps(source: Source, tmp_path: Path, budget: Budget, mess
 @pytest.mark.parametrize(
     ("budget", "changes", "message"),
     [
-        (Budget(max_ram=400 * MIB), {"target": "apple-m2", "format": None}, "no --max-ram"),
-        (Budget(max_latency=5.0), {"target": "apple-m2", "format": None}, "neither measured here nor"),
+        (Budget(max_latency=5.0), {"target": "apple-m2"}, "neither measured here nor"),
+        (Budget(max_latency=5.0), {"target": "apple-m2"}, "give --target host"),
         (Budget(max_latency=5.0), {"target": "raspberry-pi-5"}, "give --target host"),
         (Budget(max_ram=400 * MIB, context=64), {}, "--context is of language models"),
     ],
@@ -86,6 +109,18 @@ def test_what_cannot_be_measured(
     pytest.importorskip("coremltools")
     with pytest.raises(TargetError, match=message):
         build(source, tmp_path / "a.qc", options(budget, **changes))
+
+
+def test_memory_of_which_nothing_is_known(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("coremltools")
+    monkeypatch.setattr(CoremlEmitter, "neural_engine", False)
+    apple = options(Budget(max_ram=400 * MIB), target="apple-m2", format=None)
+    with pytest.raises(
+        TargetError, match="neither measured here nor modelled, so there is no --max-ram"
+    ):
+        build(source, tmp_path / "a.qc", apple)
 
 
 def test_what_was_measured_is_learned() -> None:
