@@ -106,7 +106,7 @@ def test_a_build_stays_below_its_limit(
 ) -> None:
     """Peak memory of a real process, with a limit that is hardly more than the least."""
     pytest.importorskip("llama_cpp")
-    wide = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 8192}
+    wide = {"hidden_size": 768, "intermediate_size": 3072, "vocab_size": 8192}
     model = checkpoints.random_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1, **wide)
     text = tmp_path / "text.txt"
     text.write_text("A quick brown fox jumps over the lazy dog. " * 400)
