@@ -176,7 +176,7 @@ class Emitter(RunningCosts, ABC):
             )
 
     def preload(self) -> None:
-        """Import the packages that emitting takes, so that processes forked from this one have them."""
+        """Import and make what emitting takes, so that processes forked from this one have it at once."""
 
     @abstractmethod
     def check(self, graph: Graph, device: Device) -> None:

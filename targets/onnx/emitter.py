@@ -29,7 +29,7 @@ from qcompile.targets.integer_scheme import equalized, integer_weight, quantized
 from qcompile.targets.onnx import blocks, choices, compare, optimized, planning
 from qcompile.targets.onnx.capabilities import INTEGER_OPS
 from qcompile.targets.onnx.export import export
-from qcompile.targets.onnx.registry import OPSET
+from qcompile.targets.onnx.registry import OPSET, registry
 from qcompile.targets.options import DEFAULT_WEIGHTS, WeightOptions
 from qcompile.targets.order import Emitted, Order, Recipe, Scheme
 from qcompile.targets.plans import NodePlan, TensorChoices
@@ -98,6 +98,8 @@ class OnnxEmitter(Emitter):
     def preload(self) -> None:
         for module in _MODULES:
             importlib.import_module(module)
+        registry()
+        planning.decomposed()
 
     def check(self, graph: Graph, device: Device) -> None:
         for package in _PACKAGES:

@@ -59,10 +59,11 @@ def _translatable(node: fx.Node) -> bool:
         return True
     if not node.users:
         return True
-    known = registry().is_registered(op) or op in _decomposed()
+    known = registry().is_registered(op) or op in decomposed()
     return bool(known or op._can_decompose())
 
 
 @cache
-def _decomposed() -> frozenset[object]:
+def decomposed() -> frozenset[object]:
+    """Return the ops that ``torch.export`` takes apart."""
     return frozenset(torch.export.default_decompositions())
