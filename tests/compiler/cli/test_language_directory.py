@@ -46,7 +46,9 @@ def test_a_plan_as_a_table(run: Run, here: Path, model: Path) -> None:
     (note,) = [line for line in lines if line.startswith("note: blk.0.ffn_down.weight")]
     assert f"is stored as {row[4]}, not Q6_K" in result.stdout
     assert note
-    assert lines[-1].startswith("artifact: ")
+    assert lines[-2].startswith("artifact: ")
+    assert lines[-1].startswith("a token: at least ")
+    assert lines[-1].endswith(" ms, modelled from the memory's bandwidth")
     assert list(here.iterdir()) == [here / "tiny.py"]
 
 
