@@ -28,9 +28,9 @@ APPLE = {
     "detector": ("int8", "palette-4"),
     "mobilenet_v2": ("int8", "w8a8", "int4", "palette-4"),
     "resnet": ("fp16", "int4"),
-    "sentence_embeddings": ("w8a8", "palette-4"),
+    "sentence_embeddings": ("w8a8",),
 }
-"""Precisions for Core ML: all of them for one example, two for each of the others."""
+"""Precisions for Core ML: all of them for one example, two for others, one for the one that takes minutes."""
 
 pytestmark = pytest.mark.slow
 

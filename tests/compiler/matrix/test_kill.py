@@ -58,6 +58,7 @@ def forget(project: Any) -> None:
     subprocess.run(["rm", "-rf", "build"], cwd=project.folder, check=True)
 
 
+@pytest.mark.slow
 def test_a_few_kills(small_project: Any) -> None:
     clean, seconds = clean_result(small_project)
     dice = random.Random(7)

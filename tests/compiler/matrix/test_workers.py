@@ -74,6 +74,7 @@ def test_a_model_that_was_trained_and_used_all_cores(
     assert {row["result"] for row in three.results("build").values()} == {"built"}
 
 
+@pytest.mark.slow
 def test_the_lock_does_not_depend_on_what_was_built_before(three: Any) -> None:
     lock = three.folder / "qcompile.lock"
     three.run("build")
@@ -114,6 +115,7 @@ def test_a_cache_that_cannot_be_written(three: Any) -> None:
     assert "file/cache cannot be written (Not a directory): nothing is kept" in said
 
 
+@pytest.mark.slow
 def test_where_processes_cannot_be_forked(three: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     three.run("build")
     forked = three.content("build")
