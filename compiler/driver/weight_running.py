@@ -152,7 +152,9 @@ def _modelled(work: Build, found: Problem) -> Problem:
 def _modelled_gates(work: Build, size: int) -> list[dict[str, Any]]:
     assert work.planned is not None
     budget, device, rows = work.options.budget, work.target.device.name, []
-    found = _modelled(work, weight_plans.problem(work, weight_plans.choices(work)))
+    found = work.planned.problem
+    if found is None:  # of a plan that was read
+        found = _modelled(work, weight_plans.problem(work, weight_plans.choices(work)))
     if budget.max_ram is not None:
         assert found.beside is not None
         unit = "bytes of weights and activations, modelled: the engine is not among them"
